@@ -1,0 +1,182 @@
+"""Artifact: the directory that ships, its manifest of hashes, and how it appears at once."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.cache import explained_os_error, sha256_file, sync_directory, sync_file
+from exporter.errors import ArtifactError, OutputError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+MAX_MANIFEST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact on disk.
+
+    Attributes:
+        directory: where it lies.
+        manifest: the parsed manifest; `manifest["files"]` maps each relative path to
+            `{"sha256": ..., "size_bytes": ...}`.
+    """
+
+    directory: Path
+    manifest: dict[str, Any]
+
+    @property
+    def model_directory(self) -> Path:
+        """The directory that holds model.onnx and what runs with it."""
+        return self.directory / "model"
+
+
+def write_manifest(directory: Path, content: dict[str, Any]) -> None:
+    """Write `manifest.json` into `directory`, adding the hash and size of every other file."""
+    files = {
+        path.relative_to(directory).as_posix(): {
+            "sha256": sha256_file(path),
+            "size_bytes": path.stat().st_size,
+        }
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    text = json.dumps({"schema": SCHEMA, **content, "files": files}, indent=2, allow_nan=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def load_artifact(directory: Path | str) -> Artifact:
+    """Read an artifact and prove that every file is what the manifest says.
+
+    Raises:
+        ArtifactError: no manifest, a malformed one, a missing, changed or escaping file.
+    """
+    root = Path(directory)
+    place = str(directory)
+    path = root / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(
+            place,
+            f"must be an artifact with a {MANIFEST}",
+            remedy="give the directory that `exporter export` printed.",
+        )
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ArtifactError(place, "manifest is larger than 16 MiB", remedy="export again.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{place}/{MANIFEST}", "must be valid JSON", got=str(error), remedy="export again."
+        ) from error
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or manifest.get("schema") != SCHEMA:
+        raise ArtifactError(
+            f"{place}/{MANIFEST}",
+            f"must be of schema {SCHEMA}",
+            got=manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__,
+            remedy="export again with this version.",
+        )
+    for name, entry in files.items():
+        _prove(root, name, entry)
+    return Artifact(root, manifest)
+
+
+def _prove(root: Path, name: str, entry: Any) -> None:
+    path = root / name
+    place = f"{root}/{name}"
+    if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+        raise ArtifactError(place, "must lie inside the artifact", remedy="do not trust it.")
+    if not path.is_file():
+        raise ArtifactError(place, "is named in the manifest and missing", remedy="export again.")
+    if not isinstance(entry, dict) or sha256_file(path) != entry.get("sha256"):
+        raise ArtifactError(
+            place, "differs from the hash in the manifest", remedy="restore it or export again."
+        )
+
+
+def check_output(out: Path) -> None:
+    """Refuse an output directory that holds something else, before any work is done.
+
+    Raises:
+        OutputError: it exists and is not one of our artifacts, or cannot be written.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(str(out), "must be a directory", remedy="choose another --out.")
+    if out.is_dir() and any(out.iterdir()) and not _is_ours(out):
+        raise OutputError(
+            str(out),
+            "exists and was not made by this tool",
+            remedy="choose another --out, or remove it.",
+        )
+    parent = out.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            str(out), "cannot be created", got=error.strerror, remedy="choose another --out."
+        ) from error
+    if not os.access(parent, os.W_OK):
+        raise OutputError(
+            str(parent), "must be writable", remedy="change its rights or choose another --out."
+        )
+
+
+def _is_ours(directory: Path) -> bool:
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and "files" in manifest and "schema" in manifest
+
+
+@contextmanager
+def publishing(out: Path) -> Iterator[Path]:
+    """Hold `out` against other runs; yield an empty directory that replaces it on success.
+
+    The swap is two renames: at any crash either the old or the new artifact is whole, and the
+    next run finishes a swap that was cut between them.
+
+    Raises:
+        OutputError: another run holds `out`, or the disk is full.
+    """
+    check_output(out)
+    parent = out.absolute().parent
+    lock = parent / f".{out.name}.lock"
+    new = parent / f".{out.name}.new"
+    old = parent / f".{out.name}.old"
+    try:
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    str(out),
+                    "another run is writing it",
+                    remedy="wait for that run, or choose another --out.",
+                ) from error
+            if old.is_dir() and not out.exists():
+                old.rename(out)
+            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            try:
+                yield new
+                sync_directory(new)
+                if out.exists():
+                    out.rename(old)
+                new.rename(out)
+                sync_file(parent)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+    except OSError as error:
+        raise explained_os_error(error, out, remedy="or choose another --out.") from error

@@ -1,0 +1,198 @@
+"""Target, Workload and Budget: what a device demands of a model."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from exporter.errors import ProfileError
+from exporter.recipe import Recipe
+from exporter.toml import read_toml, validated
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Workload(_Table):
+    """The shapes that are timed."""
+
+    batch: int = Field(1, ge=1, description="Inputs that run at once.")
+    sequence_length: int = Field(128, ge=1, description="Tokens an encoder reads.")
+    prompt_length: int = Field(128, ge=1, description="Tokens a language model is prompted with.")
+    decode_tokens: int = Field(32, ge=1, description="Tokens a language model then writes.")
+
+
+@dataclass(frozen=True)
+class BudgetKind:
+    """What one budget measures and which side of its limit is good."""
+
+    metric: str
+    title: str
+    unit: str
+    good: Literal["below", "above"]
+    tasks: tuple[str, ...] | None = None  # None: every task
+    minimum: float = 0.0
+    maximum: float | None = None
+
+
+ACCURACY_TASKS = ("text-classification", "image-classification", "feature-extraction")
+
+BUDGET_KINDS: dict[str, BudgetKind] = {
+    kind.metric: kind
+    for kind in (
+        BudgetKind("accuracy_drop_points", "accuracy drop", "points", "below", ACCURACY_TASKS),
+        BudgetKind("perplexity_ratio", "perplexity ratio", "×", "below", ("text-generation",), 1),
+        BudgetKind(
+            "embedding_cosine", "cosine to reference", "", "above", ("feature-extraction",), -1, 1
+        ),
+        BudgetKind("latency_ratio", "latency ratio (host)", "×", "below"),
+        BudgetKind("latency_p95_ms", "latency p95", "ms", "below"),
+        BudgetKind("disk_size_ratio", "size on disk, ratio", "×", "below"),
+        BudgetKind("disk_size_mib", "size on disk", "MiB", "below"),
+        BudgetKind("download_size_ratio", "download size, ratio", "×", "below"),
+        BudgetKind("download_size_mib", "download size", "MiB", "below"),
+        BudgetKind("peak_memory_mib", "peak memory", "MiB", "below"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on one metric."""
+
+    kind: BudgetKind
+    limit: float
+
+
+class Budgets(_Table):
+    """Limits; a metric that is left out is reported and not judged."""
+
+    accuracy_drop_points: float | None = Field(
+        None, gt=0, description="Percentage points of accuracy (or recall@1) that may be lost."
+    )
+    perplexity_ratio: float | None = Field(
+        None, gt=1, description="Perplexity of the candidate over the reference's."
+    )
+    embedding_cosine: float | None = Field(
+        None, gt=-1, lt=1, description="Mean cosine between candidate and reference embeddings."
+    )
+    latency_ratio: float | None = Field(
+        None, gt=0, le=1, description="Latency over the float32 reference's, interleaved, here."
+    )
+    latency_p95_ms: float | None = Field(
+        None, gt=0, description="Judged only where the machine has the target's ISA and features."
+    )
+    disk_size_ratio: float | None = Field(None, gt=0, description="Model files over reference's.")
+    disk_size_mib: float | None = Field(None, gt=0, description="Model files, uncompressed.")
+    download_size_ratio: float | None = Field(None, gt=0, description="Compressed, over reference.")
+    download_size_mib: float | None = Field(None, gt=0, description="Model files, compressed.")
+    peak_memory_mib: float | None = Field(
+        None, gt=0, description="Peak resident memory of a process that runs one session."
+    )
+
+    @model_validator(mode="after")
+    def _judges_something(self) -> Budgets:
+        if all(getattr(self, metric) is None for metric in BUDGET_KINDS):
+            raise ValueError("no budget is set, so nothing could ever fail; set at least one")
+        return self
+
+    def for_task(self, task: str) -> tuple[Budget, ...]:
+        """The budgets that apply to `task`, in the order reports show them."""
+        return tuple(
+            Budget(kind, limit)
+            for metric, kind in BUDGET_KINDS.items()
+            if (limit := getattr(self, metric)) is not None
+            and (kind.tasks is None or task in kind.tasks)
+        )
+
+
+class Evidence(_Table):
+    """How sure a verdict has to be."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="One-sided.")
+    resamples: int = Field(2000, ge=200, description="Bootstrap resamples.")
+    latency_rounds: int = Field(30, ge=5, description="Interleaved rounds of the final timing.")
+
+
+ISAS = ("arm64", "x86-64")
+FEATURES = {
+    "arm64": ("neon", "fp16", "dotprod", "i8mm", "bf16", "sve"),
+    "x86-64": ("avx2", "avx512", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16"),
+}
+
+
+class Target(_Table):
+    """A device profile."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    description: str
+    isa: Literal["arm64", "x86-64"]
+    features: tuple[str, ...] = Field((), description="Guaranteed on every device of this class.")
+    threads: int = Field(1, ge=1, le=256)
+    memory_mib: int = Field(ge=16, description="Memory the model may count on.")
+    runtime: Literal["onnxruntime"] = "onnxruntime"
+    format: Literal["onnx"] = Field("onnx", description="File format that ships.")
+    workload: Workload = Workload()
+    evidence: Evidence = Evidence()
+    budgets: Budgets
+    recipe: Recipe
+
+    @field_validator("features")
+    @classmethod
+    def _no_repeats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _known_features(self) -> Target:
+        for feature in self.features:
+            if feature not in FEATURES[self.isa]:
+                raise ValueError(
+                    f"feature '{feature}' is not one of {self.isa}'s "
+                    f"({', '.join(FEATURES[self.isa])})"
+                )
+        return self
+
+    @property
+    def int8_may_saturate(self) -> bool:
+        """True when the ISA floor adds u8×s8 pairs in saturating int16 (x86 without VNNI)."""
+        return self.isa == "x86-64" and not (
+            {"avx512_vnni", "avx_vnni", "amx_int8"} & set(self.features)
+        )
+
+
+def target_directory() -> Path:
+    """Where the profiles that come with the tool lie: inside the wheel, else the checkout's."""
+    package = Path(__file__).resolve().parent
+    bundled = package / "_targets"
+    return bundled if bundled.is_dir() else package.parent / "targets"
+
+
+def target_names() -> list[str]:
+    """Names of the profiles that come with the tool."""
+    return sorted(path.stem for path in target_directory().glob("*.toml"))
+
+
+def load_target(name: str | Path) -> Target:
+    """A profile by name (`mobile`) or by path (`my/phone.toml`), validated.
+
+    Raises:
+        ProfileError: unknown name (closest ones offered), malformed file, broken rule.
+    """
+    text = str(name)
+    if text.endswith(".toml") or "/" in text:
+        return validated(Target, read_toml(Path(text)), place=text)
+    if text in target_names():
+        path = target_directory() / f"{text}.toml"
+        return validated(Target, read_toml(path), place=f"targets/{text}.toml")
+    close = difflib.get_close_matches(text, target_names(), n=2, cutoff=0.4)
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    raise ProfileError(
+        "--target",
+        f"unknown target '{text}'",
+        remedy=f"{hint}known: {', '.join(target_names())}, or a path to a .toml file.",
+    )
