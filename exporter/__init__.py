@@ -1,0 +1,68 @@
+"""Make a trained model fit a device, and prove that it is no worse.
+
+    import exporter
+
+    result = exporter.export("my-model", target="mobile", data="reviews.jsonl")
+    result.verdict      # "PASS", "FAIL" or "INCONCLUSIVE"
+    result.directory    # what ships
+
+Names are loaded when they are first used, so that `import exporter` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exporter.artifact import Artifact, load_artifact
+    from exporter.errors import ExporterError, InputError
+    from exporter.pipeline import Result, export
+    from exporter.planning import Plan, plan
+    from exporter.recheck import check
+    from exporter.recipe import Recipe, load_recipe
+    from exporter.target import Target, load_target, target_names
+
+__all__ = [
+    "Artifact",
+    "ExporterError",
+    "InputError",
+    "Plan",
+    "Recipe",
+    "Result",
+    "Target",
+    "check",
+    "export",
+    "load_artifact",
+    "load_recipe",
+    "load_target",
+    "plan",
+    "target_names",
+]
+
+_HOME = {
+    "Artifact": "artifact",
+    "ExporterError": "errors",
+    "InputError": "errors",
+    "Plan": "planning",
+    "Recipe": "recipe",
+    "Result": "pipeline",
+    "Target": "target",
+    "check": "recheck",
+    "export": "pipeline",
+    "load_artifact": "artifact",
+    "load_recipe": "recipe",
+    "load_target": "target",
+    "plan": "planning",
+    "target_names": "target",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"exporter.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'exporter' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

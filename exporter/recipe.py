@@ -61,7 +61,7 @@ class FineTune(_Table):
     patience: int = Field(4, ge=1, description="Looks without improvement before stopping.")
     train_reference: bool = Field(
         True,
-        description="Give the reference the same number of steps, and judge against the better one.",
+        description="Give the reference as many steps, and judge against the better one.",
     )
 
 

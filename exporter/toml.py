@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,3 +100,32 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     for argument in getattr(annotation, "__args__", ()):
         found += _models_in(argument)
     return found
+
+
+def to_toml(table: dict[str, Any]) -> str:
+    """A nested mapping as TOML text; lists of mappings become arrays of tables."""
+    return "".join(_toml_lines(table, ())).lstrip("\n")
+
+
+def _toml_lines(table: dict[str, Any], path: tuple[str, ...]) -> list[str]:
+    plain = {k: v for k, v in table.items() if not _is_table(v)}
+    lines = [f"{key} = {_toml_value(value)}\n" for key, value in plain.items()]
+    for key, value in table.items():
+        name = ".".join((*path, key))
+        if isinstance(value, dict):
+            lines += [f"\n[{name}]\n", *_toml_lines(value, (*path, key))]
+        elif _is_table(value):
+            for item in value:
+                lines += [f"\n[[{name}]]\n", *_toml_lines(item, (*path, key))]
+    return lines
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+    )
+
+
+def _toml_value(value: Any) -> str:
+    # JSON's strings, numbers, booleans and flat lists are TOML's as well.
+    return json.dumps(value, ensure_ascii=False)

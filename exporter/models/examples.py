@@ -201,7 +201,7 @@ def load_examples(directory: Path, role: type[R]) -> Examples[R]:
         )
     with np.load(directory / "examples.npz") as arrays:
         owner = tuple(int(i) for i in arrays["owner"])
-        labels = arrays["labels"] if "labels" in arrays else None
+        labels = arrays.get("labels")
         feeds: list[Feeds] = [{} for _ in owner]
         for name, shapes in facts["shapes"].items():
             flat, at = arrays[f"feed.{name}"], 0
