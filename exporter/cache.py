@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -112,14 +112,12 @@ class Cache:
     Attributes:
         root: where entries lie.
         fresh: redo every stage once in this run, replacing what is there.
+        redone: keys that a fresh run has redone already.
     """
 
     root: Path
     fresh: bool = False
-    _redone: set[str] = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_redone", set())
+    redone: set[str] = field(default_factory=set, repr=False)
 
     def get_or_make(
         self,
@@ -145,7 +143,7 @@ class Cache:
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.root / stage / f"{key}.lock"):
-                redo = self.fresh and key not in self._redone
+                redo = self.fresh and key not in self.redone
                 if entry.is_dir() and not redo:
                     os.utime(entry)
                     return entry
@@ -160,7 +158,7 @@ class Cache:
                 out.rename(entry)
                 sync_file(entry.parent)
                 shutil.rmtree(scratch, ignore_errors=True)
-                self._redone.add(key)
+                self.redone.add(key)
                 return entry
         except OSError as error:
             shutil.rmtree(out, ignore_errors=True)

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
-from exporter.progress import AbstractBar, Bar, Progress
+from exporter.progress import Bar, Progress
 
 QUIET_S = 2.0  # a stage shorter than this leaves no line in a log
 REPEAT_S = 15.0  # how often a long stage speaks up in a log
@@ -39,7 +39,7 @@ class Lines:
         """Print a remark."""
         self._print(text)
 
-    def stage(self, name: str, total: int | None = None) -> AbstractBar:
+    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Bar]:
         """Announce a stage and report on it until it ends."""
         return _line_stage(self, name, total)
 
@@ -86,10 +86,9 @@ class Bars:
         """Print a remark above the bars."""
         self._console.print(text, markup=False, highlight=False)
 
-    def stage(self, name: str, total: int | None = None) -> AbstractBar:
+    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Bar]:
         """Show a bar until the stage ends; leave one line if it took long."""
-        stage: AbstractContextManager[Bar] = self._stage(name, total)
-        return stage
+        return self._stage(name, total)
 
     @contextmanager
     def _stage(self, name: str, total: int | None) -> Iterator[Bar]:

@@ -1,17 +1,17 @@
 """Every error this tool raises on purpose, and the exit code each one means.
 
-    ExporterError             4  the tool itself failed
-    ├── InputError            2  something the user gave is wrong
-    │   ├── ProfileError         a target profile or a recipe
-    │   ├── ModelError           a checkpoint, a module or an .onnx file
-    │   ├── DataError            examples, columns, labels, splits
-    │   ├── OutputError          the place the result should go to
-    │   ├── ArtifactError        a finished artifact that cannot be read or trusted
-    │   └── Interrupted          stopped by the user; the next run resumes
-    ├── ExportError           4  a model that should export did not
-    │   └── ParityError          it exported, and computes something else
-    ├── QuantizeError         4  a quantization scheme failed or silently did nothing
-    └── DeviceError           4  a device, or a process measuring on it, failed
+ExporterError             4  the tool itself failed
+├── InputError            2  something the user gave is wrong
+│   ├── ProfileError         a target profile or a recipe
+│   ├── ModelError           a checkpoint, a module or an .onnx file
+│   ├── DataError            examples, columns, labels, splits
+│   ├── OutputError          the place the result should go to
+│   ├── ArtifactError        a finished artifact that cannot be read or trusted
+│   └── Interrupted          stopped by the user; the next run resumes
+├── ExportError           4  a model that should export did not
+│   └── ParityError          it exported, and computes something else
+├── QuantizeError         4  a quantization scheme failed or silently did nothing
+└── DeviceError           4  a device, or a process measuring on it, failed
 """
 
 from __future__ import annotations

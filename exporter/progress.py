@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -17,19 +17,11 @@ class Bar(Protocol):
 class Progress(Protocol):
     """Receives stages, their progress, and single remarks worth a line."""
 
-    def stage(self, name: str, total: int | None = None) -> AbstractBar:
+    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Bar]:
         """Open the stage `name` of `total` units (None: unknown) as a context manager."""
 
     def note(self, text: str) -> None:
         """Say one line that the reader should see, such as a skipped step and its reason."""
-
-
-class AbstractBar(Protocol):
-    """The context manager that `Progress.stage` returns."""
-
-    def __enter__(self) -> Bar: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _SilentBar:
@@ -40,7 +32,7 @@ class _SilentBar:
 class Silent:
     """Shows nothing; the default of the Python API."""
 
-    def stage(self, name: str, total: int | None = None) -> AbstractBar:
+    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Bar]:
         return _silent_stage()
 
     def note(self, text: str) -> None:
