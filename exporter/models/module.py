@@ -1,0 +1,116 @@
+"""A module that the user's own function builds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.errors import ModelError
+from exporter.models.examples import Feeds
+from exporter.models.imported import import_function
+from exporter.models.runner import forward_names
+from exporter.models.weights import nan_error
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class BuiltModule:
+    """What a `package.module:function` returned, checked.
+
+    Attributes:
+        module: float32, in evaluation mode.
+        example_inputs: named by `forward`'s parameters, with the batch axis in front.
+        content_hash: SHA-256 over the weights, the class and the shapes of the inputs.
+        config: the module's configuration when it is a Hugging Face one, else {}.
+    """
+
+    module: torch.nn.Module
+    example_inputs: Feeds
+    content_hash: str
+    config: dict[str, Any]
+
+
+def build_module(spec: str) -> BuiltModule:
+    """Call `package.module:function` for a module and its example inputs.
+
+    The inputs are a mapping by name, a tuple in the order of `forward`, or one tensor.
+
+    Raises:
+        ModelError: it cannot be imported, returns something else, or its weights hold NaN.
+    """
+    import torch
+
+    returned = import_function(spec, ModelError)()
+    if not (isinstance(returned, tuple) and len(returned) == 2):
+        raise _wrong(spec, f"a {type(returned).__name__}")
+    module, inputs = returned
+    if not isinstance(module, torch.nn.Module):
+        raise _wrong(spec, f"a {type(module).__name__} first")
+    module = module.float().eval()
+    check_finite(spec, module)
+    feeds = _named(spec, module, inputs)
+    config = getattr(module, "config", None)
+    return BuiltModule(
+        module,
+        feeds,
+        _hash(module, feeds),
+        config.to_dict() if hasattr(config, "to_dict") else {},
+    )
+
+
+def check_finite(place: str, module: torch.nn.Module) -> None:
+    """Refuse a module whose parameters hold NaN or inf.
+
+    Raises:
+        ModelError: naming the first such parameter.
+    """
+    import torch
+
+    for name, parameter in module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise nan_error(place, name)
+
+
+def _named(spec: str, module: torch.nn.Module, inputs: Any) -> Feeds:
+    if isinstance(inputs, Mapping):
+        named = dict(inputs)
+    else:
+        values = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        named = dict(zip(forward_names(module), values, strict=False))
+        if len(named) != len(values):
+            raise _wrong(spec, f"{len(values)} inputs for {len(named)} parameters of forward")
+    feeds = {str(name): np.asarray(value) for name, value in named.items()}
+    for name, array in feeds.items():
+        if array.dtype == object or array.ndim == 0:
+            raise _wrong(spec, f"input {name} that is no tensor with a batch axis")
+    if not feeds:
+        raise _wrong(spec, "no example inputs")
+    return feeds
+
+
+def _wrong(spec: str, got: str) -> ModelError:
+    return ModelError(
+        spec,
+        "must return (torch.nn.Module, example inputs)",
+        got=got,
+        remedy="return the module and a tuple or dict of tensors with a batch axis.",
+    )
+
+
+def _hash(module: torch.nn.Module, feeds: Feeds) -> str:
+    digest = hashlib.sha256(type(module).__qualname__.encode())
+    # repr tells the layers and their options, which weights alone do not (a stride, a slope).
+    digest.update(repr(module).encode())
+    for name, tensor in module.state_dict().items():
+        array = tensor.detach().cpu().numpy()
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    for name, array in sorted(feeds.items()):
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+    return digest.hexdigest()
