@@ -55,12 +55,12 @@ def build_module(spec: str) -> BuiltModule:
     module = module.float().eval()
     check_finite(spec, module)
     feeds = _named(spec, module, inputs)
-    config = getattr(module, "config", None)
+    to_dict = getattr(getattr(module, "config", None), "to_dict", None)
     return BuiltModule(
         module,
         feeds,
         _hash(module, feeds),
-        config.to_dict() if hasattr(config, "to_dict") else {},
+        to_dict() if callable(to_dict) else {},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def check_onnx_file(path: Path) -> list[Path]:
             that is missing, too short or outside the model's directory.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if not path.is_file():
         raise ModelError(str(path), "must exist", remedy="check the path.")
@@ -46,7 +47,7 @@ def _invalid(path: Path, got: str) -> ModelError:
     )
 
 
-def _tensors(graph: Any) -> Any:
+def _tensors(graph: Any) -> Iterator[Any]:
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
@@ -64,9 +65,9 @@ def _is_external(tensor: Any) -> bool:
 
 def _external(path: Path, tensor: Any) -> Path:
     facts = {entry.key: entry.value for entry in tensor.external_data}
-    location = facts.get("location", "")
+    location: str = facts.get("location", "")
     place = f"{path}: {tensor.name}"
-    file = path.parent / location
+    file: Path = path.parent / location
     root = path.parent.resolve()
     if not location or Path(location).is_absolute() or root not in file.resolve().parents:
         raise ModelError(

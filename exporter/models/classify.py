@@ -1,0 +1,102 @@
+"""What both classification tasks share: scores and losses over (batch, classes) logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.errors import DataError
+from exporter.models.examples import Batch, Examples, Outputs
+from exporter.models.runner import Run, main_output, named_outputs
+from exporter.models.scores import Scores
+from exporter.models.scoring import score_feeds
+from exporter.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+
+def score_classes(
+    task: str,
+    run: Run,
+    examples: Examples[Any],
+    *,
+    batch_size: int,
+    progress: Progress,
+    workers: int,
+) -> Scores:
+    """`correct`, `prediction`, `label` and `nll` of each example.
+
+    Raises:
+        DataError: the examples have no labels, or the model knows fewer classes than they name.
+    """
+    labels = examples.labels
+    if labels is None:
+        raise DataError(
+            f"the {examples.role.name} split", "must have labels", remedy="add a label column."
+        )
+
+    def reduce(outputs: Outputs, batch: Batch) -> list[tuple[float, float]]:
+        logits = np.asarray(main_output(outputs, "logits"), np.float64)
+        logits = logits.reshape(len(batch.index), -1)  # (batch, classes)
+        wanted = labels[[examples.owner[i] for i in batch.index]]
+        if wanted.max() >= logits.shape[1]:
+            raise DataError(
+                f"the {examples.role.name} split",
+                f"labels must be below the model's {logits.shape[1]} classes",
+                got=int(wanted.max()),
+                remedy="give data with the model's labels.",
+            )
+        with np.errstate(invalid="ignore", over="ignore"):
+            top = logits.max(1, keepdims=True)
+            total = top[:, 0] + np.log(np.exp(logits - top).sum(1))  # (batch,)
+            nll = total - logits[np.arange(len(wanted)), wanted]
+        # A row with NaN has no prediction: -1, which is never right.
+        broken = np.isnan(logits).any(1)
+        prediction = np.where(broken, -1, np.argmax(np.where(np.isnan(logits), -np.inf, logits), 1))
+        return list(zip(prediction.tolist(), nll.tolist(), strict=True))
+
+    pairs = score_feeds(
+        run, examples, reduce, batch_size=batch_size, progress=progress, workers=workers
+    )
+    prediction, nll = np.asarray(pairs, np.float64).reshape(len(pairs), 2).T
+    label = labels[list(examples.owner)].astype(np.float64)
+    values = {
+        "correct": (prediction == label).astype(np.float64),
+        "prediction": prediction,
+        "label": label,
+        "nll": nll,
+    }
+    return Scores(task, examples.ids, values)
+
+
+def class_loss(outputs: Any, labels: torch.Tensor | None) -> torch.Tensor | None:
+    """Cross-entropy over classes, a scalar."""
+    import torch
+
+    if labels is None:
+        return None
+    logits = main_output(named_outputs(outputs), "logits")
+    return torch.nn.functional.cross_entropy(logits.float(), labels)
+
+
+def class_distillation(student: Any, teacher: Any, temperature: float) -> torch.Tensor:
+    """KL from teacher to student over softened classes, times T² (Hinton et al., 2015)."""
+    return distillation(
+        main_output(named_outputs(student), "logits"),
+        main_output(named_outputs(teacher), "logits"),
+        temperature,
+    )
+
+
+def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL(teacher ‖ student) at a temperature, mean over rows of (rows, classes), times T²."""
+    import torch
+
+    return torch.nn.functional.kl_div(
+        torch.log_softmax(student.float() / temperature, -1),
+        torch.log_softmax(teacher.detach().float() / temperature, -1),
+        reduction="batchmean",
+        log_target=True,
+    ) * (temperature**2)

@@ -1,0 +1,131 @@
+"""text-classification: which class a text, or a pair of texts, belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from exporter.models.classify import class_distillation, class_loss, score_classes
+from exporter.models.examples import Examples, Feeds, R, Split
+from exporter.models.runner import Run
+from exporter.models.scores import Scores
+from exporter.models.tasks import SILENT
+from exporter.models.text import (
+    content_id,
+    encode,
+    example_text_feeds,
+    feeds_id,
+    feeds_of,
+    label_names,
+    labels_of,
+    padding,
+    prepare_feeds,
+    require_text,
+)
+from exporter.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TextClassification:
+    """Accuracy over labelled texts."""
+
+    name = "text-classification"
+    columns: ClassVar[dict[str, tuple[str, ...]]] = {
+        "text": (
+            "text",
+            "sentence",
+            "sentence1",
+            "premise",
+            "question",
+            "content",
+            "review",
+            "docstring",
+        ),
+        "text_pair": ("text_pair", "sentence2", "hypothesis", "question2", "pair"),
+        "label": ("label", "labels", "class", "category", "target", "intent"),
+    }
+    optional = frozenset({"text_pair"})
+    metrics = ("accuracy_drop_points",)
+
+    def row_id(self, row: Mapping[str, Any]) -> str:
+        """Content hash of the text and its pair."""
+        if feeds_of(row):
+            return feeds_id(row)
+        return content_id(row["text"], row.get("text_pair"))
+
+    def prepare(
+        self,
+        split: Split[R],
+        preprocessor: Any,
+        config: dict[str, Any],
+        *,
+        max_length: int,
+        limit: int | None = None,
+    ) -> Examples[R]:
+        """One feed a row: the tokens of the text (and pair), truncated."""
+        if preprocessor is None:
+            return prepare_feeds(split, config, limit, labelled=True)
+        rows = split.rows[:limit]
+        paired = any(row.get("text_pair") is not None for row in rows)
+        require_text(rows, ("text", "text_pair") if paired else ("text",), split.role.name)
+        feeds = encode(
+            preprocessor,
+            [row["text"] for row in rows],
+            [row["text_pair"] for row in rows] if paired else None,
+            config,
+            max_length,
+        )
+        return Examples(
+            split.role,
+            split.ids[: len(rows)],
+            feeds,
+            tuple(range(len(feeds))),
+            labels_of(rows),
+            padding(preprocessor),
+            {"labels": label_names(config)},
+        )
+
+    def score(
+        self,
+        run: Run,
+        examples: Examples[Any],
+        *,
+        batch_size: int = 1,
+        progress: Progress = SILENT,
+        workers: int = 1,
+    ) -> Scores:
+        """`correct`, `prediction`, `label` and `nll` of each text."""
+        return score_classes(
+            self.name, run, examples, batch_size=batch_size, progress=progress, workers=workers
+        )
+
+    def relate(self, reference: Scores, candidate: Scores) -> Scores:
+        """The candidate's scores as they are."""
+        return candidate
+
+    def task_loss(
+        self, outputs: Any, feeds: Mapping[str, torch.Tensor], labels: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Cross-entropy over the classes."""
+        return class_loss(outputs, labels)
+
+    def distill_loss(
+        self,
+        student_outputs: Any,
+        teacher_outputs: Any,
+        feeds: Mapping[str, torch.Tensor],
+        temperature: float,
+    ) -> torch.Tensor:
+        """KL from teacher to student over the classes."""
+        return class_distillation(student_outputs, teacher_outputs, temperature)
+
+    def example_feeds(
+        self, config: dict[str, Any], preprocessor: Any, *, batch: int, length: int
+    ) -> Feeds:
+        """Random tokens, (batch, length)."""
+        return example_text_feeds(config, preprocessor, batch=batch, length=length, types=True)
+
+
+TASK = TextClassification()
