@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "exporter"
 ROOMS = ("models", "compress", "graph", "quantize", "devices", "judge", "ship", "report")
 NOUNS = ("errors", "progress", "toml", "recipe", "target", "cache", "artifact")
+TOP = ("stages", "choose", "shipping", "pipeline", "recheck", "planning", "display", "cli")
 HEAVY = ("torch", "transformers", "datasets", "optimum")
 
 
@@ -22,7 +23,7 @@ def _level(module: str) -> int:
         return 0
     if part in ROOMS:
         return 1 + ROOMS.index(part)
-    return {"pipeline": 20, "stages": 19, "recheck": 20, "api": 21}.get(part, 30)
+    return TOP.index(part) + 20 if part in TOP else 40
 
 
 def _imports(path: Path) -> set[str]:

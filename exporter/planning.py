@@ -1,0 +1,202 @@
+"""What an export would do, and why, without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import DataError
+from exporter.judge.quality import MINIMUM_CLUSTERS
+from exporter.judge.statistics import required_examples, zero_flips_needed
+from exporter.models.source import resolve_source
+from exporter.models.splits import make_splits
+from exporter.models.tasks import get_task
+from exporter.pipeline import resolve_target
+from exporter.recipe import Candidate, Recipe
+from exporter.target import Budget, Target
+
+# Shares of answers that usually flip: mild int8, and a bold cut that was trained to recover.
+TYPICAL_DISCORDANCE = (0.01, 0.05)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be done.
+
+    Attributes:
+        model, data, target: facts.
+        evidence: a sentence a quality budget: can the test split decide it?
+        steps: candidate -> what would be done to it, in order.
+        left_out: candidate -> why it would not be tried.
+    """
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    target: dict[str, Any]
+    evidence: tuple[str, ...]
+    steps: dict[str, tuple[str, ...]]
+    left_out: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        lines = []
+        for title, facts in (("model", self.model), ("data", self.data), ("target", self.target)):
+            lines += [title, *(f"  {name:<12} {value}" for name, value in facts.items()), ""]
+        lines += ["can the evidence decide?", *(f"  {text}" for text in self.evidence), ""]
+        lines.append("candidates, from mild to bold; the fastest that passes on development data")
+        lines.append("is judged once on test data")
+        for name, steps in self.steps.items():
+            lines += [f"  {name}", *(f"    - {step}" for step in steps)]
+        for name, why in self.left_out.items():
+            lines.append(f"  {name}: not tried, {why}")
+        return "\n".join(lines)
+
+
+def plan(
+    model: str | Path,
+    *,
+    data: str | Path | None,
+    target: str | Path | Target = "mobile",
+    task: str | None = None,
+    recipe: Recipe | Path | str | dict[str, Any] | None = None,
+    columns: Mapping[str, str] | None = None,
+    seed: int | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """Read model, data and profile as `export` would, and say what it would do.
+
+    Raises:
+        InputError: something given is wrong, just as `export` would say.
+    """
+    profile = resolve_target(target, recipe, seed)
+    if data is None:
+        raise DataError("--data", "is missing", remedy="give the task's examples; see --help.")
+    source = resolve_source(
+        str(model), task=task, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+    )
+    splits = make_splits(
+        str(data),
+        get_task(source.task),
+        columns=columns,
+        label_names=source.config.get("label2id"),
+        seed=profile.recipe.seed,
+        calibration_examples=profile.recipe.calibration_examples,
+    )
+    budgets = profile.budgets.for_task(source.task)
+    steps, left_out = {}, {}
+    for candidate in profile.recipe.candidates:
+        why = _not_tried(candidate, source.task, source.kind)
+        if why:
+            left_out[candidate.name] = why
+        else:
+            steps[candidate.name] = _steps(candidate, profile)
+    return Plan(
+        model={
+            "location": source.location,
+            "kind": source.kind,
+            "family": source.config.get("model_type", "-"),
+            "task": source.task,
+        },
+        data={
+            "location": str(data),
+            "train": f"{len(splits.train):,} examples: importance and fine-tuning",
+            "calibration": f"{len(splits.calibration):,} examples: ranges of static quantization",
+            "development": f"{len(splits.development):,} examples: every choice",
+            "test": f"{len(splits.test):,} examples: read once, for the final judgement",
+        },
+        target={
+            "name": profile.name,
+            "device": profile.description,
+            "isa": " ".join([profile.isa, *profile.features]),
+            "threads": profile.threads,
+            "budgets": ", ".join(
+                f"{b.kind.title} {'≤' if b.kind.good == 'below' else '≥'} {b.limit:g}{b.kind.unit}"
+                for b in budgets
+            ),
+        },
+        evidence=tuple(
+            text
+            for b in budgets
+            if (text := _decidable(b, len(splits.test), profile.evidence.confidence))
+        ),
+        steps=steps,
+        left_out=left_out,
+    )
+
+
+def _not_tried(candidate: Candidate, task: str, kind: str) -> str:
+    if task not in candidate.tasks:
+        return f"it is meant for {', '.join(candidate.tasks)}"
+    if (candidate.pruning or candidate.fine_tune) and kind != "checkpoint":
+        return "pruning and fine-tuning need a Hugging Face checkpoint"
+    return ""
+
+
+def _steps(candidate: Candidate, target: Target) -> tuple[str, ...]:
+    steps = []
+    if candidate.pruning is not None:
+        shares = [
+            f"{100 * getattr(candidate.pruning, part):g} % of the {words}"
+            for part, words in (
+                ("layers", "layers"),
+                ("heads", "attention heads"),
+                ("ffn", "feed-forward units"),
+            )
+            if getattr(candidate.pruning, part)
+        ]
+        if shares:
+            steps.append(
+                f"remove {', '.join(shares)}, least important first by "
+                f"{candidate.pruning.criterion} (physically: that is what saves time)"
+            )
+        if candidate.pruning.sparsity:
+            steps.append(
+                f"set {100 * candidate.pruning.sparsity:g} % of the single weights to zero "
+                "(for the download only: zeros are not speed)"
+            )
+    if candidate.fine_tune is not None:
+        tune = candidate.fine_tune
+        steps.append(f"distil from the original for up to {tune.steps} steps")
+        if tune.train_reference:
+            steps.append("train the reference as long, and judge against the better one")
+    steps.append("export to ONNX, and compare it with PyTorch")
+    if candidate.quantization != "none":
+        narrow = " with 7-bit weights" if target.int8_may_saturate else ""
+        steps.append(f"quantize: {candidate.quantization}{narrow}, and count the kernels that run")
+    return tuple(steps)
+
+
+def _decidable(budget: Budget, examples: int, confidence: float) -> str:
+    """Whether `examples` can decide a quality budget; "" for budgets that need none."""
+    metric = budget.kind.metric
+    if metric == "accuracy_drop_points":
+        margin = budget.limit / 100
+        least = zero_flips_needed(margin, confidence)
+        needs = [
+            f"{needed:,} if {100 * share:g} % of the answers flip"
+            for share in TYPICAL_DISCORDANCE
+            if (needed := required_examples(share, margin, confidence)) is not None
+        ]
+        answer = (
+            f"no: {examples:,} test examples cannot show it even if no answer flips"
+            if examples < least
+            else f"{examples:,} test examples"
+        )
+        return (
+            f"{budget.kind.title} ≤ {budget.limit:g} points: {answer}; "
+            f"it takes {least:,} if none flips, {', '.join(needs)}"
+        )
+    if metric in ("perplexity_ratio", "embedding_cosine"):
+        enough = "enough to try" if examples >= MINIMUM_CLUSTERS else "too few, it stays open"
+        return (
+            f"{budget.kind.title}: {examples:,} test examples, {enough} "
+            f"(at least {MINIMUM_CLUSTERS}; how many more depends on their spread)"
+        )
+    return ""

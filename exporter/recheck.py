@@ -1,0 +1,240 @@
+"""Judge a finished artifact again, here and now, without what trained it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from exporter.artifact import Artifact, load_artifact
+from exporter.cache import Cache, default_cache_directory
+from exporter.devices.local import Memory, host_description, peak_memory
+from exporter.errors import ArtifactError
+from exporter.graph.model import OnnxModel
+from exporter.graph.session import open_run
+from exporter.judge.gate import judge, not_judged
+from exporter.judge.latency import rounds_for
+from exporter.judge.measure import measure
+from exporter.judge.memory import judge_memory
+from exporter.judge.quality import judge_quality
+from exporter.judge.size import Size, judge_size, measure_size
+from exporter.judge.verdict import INCONCLUSIVE, Judgement, overall
+from exporter.models.examples import Examples, Feeds, Test, load_examples, stack
+from exporter.models.scores import Scores, load_scores
+from exporter.models.tasks import Task, get_task
+from exporter.pipeline import Result
+from exporter.progress import Progress, Silent
+from exporter.report.document import Report
+from exporter.report.wording import explain
+from exporter.shipping import phases_of
+from exporter.target import Budget, Target, load_target
+from exporter.toml import validated
+
+
+@dataclass(frozen=True)
+class _Here:
+    """What of a finished run is still on this machine."""
+
+    candidate: OnnxModel
+    reference: OnnxModel | None
+    quality_reference: OnnxModel | None
+    examples: Examples[Test] | None
+
+
+def check(
+    artifact: Path | str,
+    *,
+    target: str | Path | Target | None = None,
+    reference: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Judge an artifact again on this machine; nothing is written.
+
+    Size and memory are measured anew. The model answers the test examples anew when they are
+    still in the cache, else quality is derived again from the evidence that shipped. Latency needs
+    the float32 reference beside it, from the cache or from `reference`.
+
+    Args:
+        target: judge against another profile; None takes the artifact's own.
+        reference: directory of the float32 model.onnx.
+
+    Raises:
+        ArtifactError: it is no artifact, or a file differs from the manifest.
+    """
+    shown = progress or Silent()
+    found = load_artifact(artifact)
+    profile = _target(found, target)
+    task = get_task(str(found.manifest["source"]["task"]))
+    here = _look(found, Cache(cache or default_cache_directory()), reference)
+    notes: list[str] = []
+    before, after = _scores(found, here, task, shown, notes)
+    feeds = _feeds(found, here, profile, task)
+
+    report = Report.from_json(_json(found.directory / "report.json"))
+    if here.reference is None or feeds is None:
+        notes.append(
+            "Latency was not compared: the float32 reference is not in the cache; pass --reference."
+        )
+        judgements = _without_reference(found, here, profile, before, after, feeds)
+        report = replace(report, phases=(), environment=host_description())
+    else:
+        measurements = measure(
+            here.reference,
+            here.candidate,
+            feeds,
+            profile.workload,
+            threads=profile.threads,
+            rounds=rounds_for(profile, host_description()),
+            seed=int(found.manifest["seed"]),
+            progress=shown,
+        )
+        judgements = judge(before, after, measurements, profile)
+        notes += not_judged(measurements, profile, task.name)
+        report = replace(
+            report,
+            phases=phases_of(measurements, profile),
+            environment=measurements.host,
+        )
+    as_json = tuple(j.to_json() for j in judgements)
+    verdict = overall(judgements)
+    for note in notes:
+        shown.note(note)
+    report = replace(
+        report,
+        verdict=verdict.value,
+        summary=explain(as_json),
+        judgements=as_json,
+        target=profile.model_dump(mode="json", exclude={"recipe", "budgets"}, exclude_none=True),
+        notes=tuple(notes),
+    )
+    return Result(verdict, found.directory, judgements, report)
+
+
+def _target(artifact: Artifact, target: str | Path | Target | None) -> Target:
+    if isinstance(target, Target):
+        return target
+    if target is not None:
+        return load_target(target)
+    place = f"{artifact.directory}/manifest.json: target"
+    return validated(Target, artifact.manifest["target"], place=place)
+
+
+def _look(artifact: Artifact, cache: Cache, reference: Path | None) -> _Here:
+    keys = artifact.manifest["stages"]
+
+    def graph(key: str) -> OnnxModel | None:
+        entry = cache.find("exported", str(key))
+        return OnnxModel(entry / "model") if entry else None
+
+    examples = cache.find("examples", str(keys["test"]))
+    given = None
+    if reference is not None:
+        given = OnnxModel(reference)
+        if not given.path.is_file():
+            raise ArtifactError(
+                f"--reference {reference}",
+                "must be a directory with a model.onnx",
+                remedy="give the exported float32 model's directory.",
+            )
+    return _Here(
+        OnnxModel(artifact.model_directory),
+        given or graph(keys["reference"]),
+        graph(keys["quality_reference"]),
+        load_examples(examples, Test) if examples else None,
+    )
+
+
+def _scores(
+    artifact: Artifact, here: _Here, task: Task, progress: Progress, notes: list[str]
+) -> tuple[Scores, Scores]:
+    """Scores of reference and candidate: anew where that is possible, else the evidence."""
+    evidence = artifact.directory / "evidence"
+    before, after = load_scores(evidence, "reference"), load_scores(evidence, "candidate")
+    if here.examples is None or here.quality_reference is None:
+        notes.append(
+            "Quality is derived from the evidence that shipped: "
+            "the test examples are not in this machine's cache."
+        )
+        return before, after
+    workers = os.cpu_count() or 1
+    before = task.score(
+        open_run(here.quality_reference), here.examples, progress=progress, workers=workers
+    )
+    after = task.score(open_run(here.candidate), here.examples, progress=progress, workers=workers)
+    return before, task.relate(before, after)
+
+
+def _feeds(artifact: Artifact, here: _Here, target: Target, task: Task) -> Feeds | None:
+    """One batch of the workload, made from the files that ship."""
+    from exporter.models.load import preprocessor_from
+
+    model = artifact.model_directory
+    config_file = model / "config.json"
+    config = _json(config_file) if config_file.is_file() else {}
+    preprocessor = preprocessor_from(model, task.name)
+    workload = target.workload
+    if preprocessor is None:
+        if here.examples is None:
+            return None
+        return stack(here.examples.feeds[: workload.batch], here.examples.pad)
+    length = workload.prompt_length if task.name == "text-generation" else workload.sequence_length
+    return task.example_feeds(config, preprocessor, batch=workload.batch, length=length)
+
+
+def _without_reference(
+    artifact: Artifact,
+    here: _Here,
+    target: Target,
+    before: Scores,
+    after: Scores,
+    feeds: Feeds | None,
+) -> tuple[Judgement, ...]:
+    """What can be judged of a candidate alone; a latency ratio cannot, and stays open."""
+    size = Size(**artifact.manifest["reference_size"])
+    memory = Memory(**artifact.manifest["reference_memory"])
+    weighed = measure_size(here.candidate)
+    quality = {j.metric: j for j in judge_quality(before, after, target.budgets, target.evidence)}
+    judgements = []
+    for budget in target.budgets.for_task(before.task):
+        metric = budget.kind.metric
+        if metric in quality:
+            judgements.append(quality[metric])
+        elif "size" in metric:
+            judgements.append(judge_size(size, weighed, budget))
+        elif metric == "peak_memory_mib" and feeds is not None:
+            peak = peak_memory(here.candidate, feeds, target.workload, threads=target.threads)
+            judgements.append(judge_memory(memory, (peak,), budget))
+        else:
+            judgements.append(_open(budget))
+    return tuple(judgements)
+
+
+def _open(budget: Budget) -> Judgement:
+    kind = budget.kind
+    reason = "It could not be measured: the float32 reference is not on this machine."
+    return Judgement(
+        kind.metric,
+        kind.title,
+        kind.unit,
+        None,
+        None,
+        None,
+        None,
+        None,
+        budget.limit,
+        None,
+        INCONCLUSIVE,
+        reason,
+    )
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            str(path), "must be valid JSON", got=str(error), remedy="export again."
+        ) from error
+    return value if isinstance(value, dict) else {}
