@@ -1,0 +1,321 @@
+"""Measure ONNX models in a process of their own: `python runner.py spec.json result.json`.
+
+One file that travels alone to wherever it runs: standard library, numpy and onnxruntime, and
+onnxruntime-genai only for directories with a genai_config.json. It reads a job from the
+spec and writes one JSON object.
+
+    {"job": "time", "models": {NAME: DIRECTORY, ...}, "feeds": NPZ, "workload": {...},
+     "threads": N, "rounds": N, "seconds": S, "max_rounds": N, "seed": N}
+        -> {"workload": {...}, "times_ms": {NAME: {PHASE: [ms a round, ...]}}}
+    {"job": "memory", "models": {NAME: DIRECTORY}, "feeds": NPZ, "workload": {...}, "threads": N}
+        -> {"workload": {...}, "peak_mib": x, "baseline_mib": y}
+
+The workload that comes back is the one that ran: a prompt longer than a model's context is cut,
+for all models alike. A line "round" goes to standard output after each timed round.
+
+Language models have the phases "prefill" (ms for the whole prompt and the first token) and
+"decode" (ms for each further token); everything else has the one phase "run".
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PAST, PRESENT = "past_key_values", "present"
+WARM_UPS = 3
+# A run shorter than this starts on caches that the other model just filled; it is run twice
+# and timed once.
+SHORT_RUN_MS = 50.0
+# Of the types that ONNX graphs take as feeds.
+TYPES = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
+
+Feeds = dict[str, "np.ndarray[Any, Any]"]
+Turn = Callable[[], dict[str, float]]  # runs the workload once: phase -> ms
+
+
+def open_session(directory: Path, threads: int) -> Any:
+    """An onnxruntime session on `directory`/model.onnx, set up as session.json says."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads take cores from whatever else runs and gain nothing at low load.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    preference = directory / "session.json"
+    disabled: list[str] = []
+    if preference.is_file():
+        disabled = json.loads(preference.read_text(encoding="utf-8")).get("disabled_optimizers", [])
+    return onnxruntime.InferenceSession(
+        str(directory / "model.onnx"),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=disabled or None,
+    )
+
+
+def plain_turn(session: Any, feeds: Feeds) -> Turn:
+    """One inference of `feeds`; inputs that the graph does not take are left out."""
+    given = {}
+    for node in session.get_inputs():
+        array = feeds[node.name] if node.name in feeds else _made(node.name, feeds)
+        given[node.name] = np.ascontiguousarray(array, TYPES.get(node.type))
+
+    def turn() -> dict[str, float]:
+        begin = time.perf_counter()
+        session.run(None, given)
+        return {"run": 1e3 * (time.perf_counter() - begin)}
+
+    return turn
+
+
+def _made(name: str, feeds: Feeds) -> np.ndarray[Any, Any]:
+    """An input that follows from the tokens: one unpadded text a row."""
+    if "input_ids" in feeds:
+        batch, length = feeds["input_ids"].shape
+        if name == "attention_mask":
+            return np.ones((batch, length))
+        if name == "token_type_ids":
+            return np.zeros((batch, length))
+        if name == "position_ids":
+            return np.broadcast_to(np.arange(length), (batch, length))
+    raise ValueError(f"the model asks for the input '{name}', which has no feed")
+
+
+def cached_turn(session: Any, prompt: np.ndarray[Any, Any], tokens: int) -> Turn:
+    """Prefill of `prompt` (batch, length), then `tokens` greedy steps on the grown cache."""
+    from onnxruntime import OrtValue
+
+    batch, length = prompt.shape
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = [node.name for node in session.get_outputs()]
+    logits = outputs.index("logits")
+
+    def numbers(name: str, array: np.ndarray[Any, Any]) -> Any:
+        return OrtValue.ortvalue_from_numpy(array.astype(TYPES[inputs[name].type]))
+
+    def empty(node: Any) -> Any:
+        # (batch, heads, past, head size): free in front is the batch, free elsewhere the past.
+        shape = [
+            size if isinstance(size, int) else (0 if axis else batch)
+            for axis, size in enumerate(node.shape)
+        ]
+        return OrtValue.ortvalue_from_numpy(np.zeros(shape, TYPES[node.type]))
+
+    def step(ids: np.ndarray[Any, Any], past: dict[str, Any], seen: int) -> tuple[Any, Any]:
+        new = ids.shape[1]
+        feeds = dict(past)
+        feeds["input_ids"] = numbers("input_ids", ids)
+        if "attention_mask" in inputs:
+            feeds["attention_mask"] = numbers("attention_mask", np.ones((batch, seen + new)))
+        if "position_ids" in inputs:
+            positions = np.broadcast_to(np.arange(seen, seen + new), (batch, new))
+            feeds["position_ids"] = numbers("position_ids", positions)
+        if "cache_position" in inputs:
+            feeds["cache_position"] = numbers("cache_position", np.arange(seen, seen + new))
+        answers = session.run_with_ort_values(outputs, feeds)
+        grown = {
+            name.replace(PRESENT, PAST, 1): value
+            for name, value in zip(outputs, answers, strict=True)
+            if name.startswith(PRESENT)
+        }
+        chosen = answers[logits].numpy()[:, -1].argmax(-1)[:, None]
+        return chosen, {name: value for name, value in grown.items() if name in inputs}
+
+    def turn() -> dict[str, float]:
+        past = {name: empty(node) for name, node in inputs.items() if name.startswith(PAST)}
+        begin = time.perf_counter()
+        ids, past = step(prompt, past, 0)
+        middle = time.perf_counter()
+        for done in range(tokens):
+            ids, past = step(ids, past, length + done)
+        end = time.perf_counter()
+        return {"prefill": 1e3 * (middle - begin), "decode": 1e3 * (end - middle) / tokens}
+
+    return turn
+
+
+def genai_turn(directory: Path, prompt: np.ndarray[Any, Any], tokens: int, threads: int) -> Turn:
+    """Prefill of `prompt` (batch, length), then `tokens` greedy steps, by onnxruntime-genai."""
+    import onnxruntime_genai as genai
+
+    session_options = {
+        "intra_op_num_threads": threads,
+        "inter_op_num_threads": 1,
+        "session.intra_op.allow_spinning": "0",
+    }
+    config = genai.Config(str(directory))
+    overlay = {"model": {"decoder": {"session_options": session_options}}}
+    config.overlay(json.dumps(overlay))
+    model = genai.Model(config)
+    batch, length = prompt.shape
+    # An early end-of-text would shorten the workload of one model and not of the other.
+    total = length + tokens + 1
+
+    def turn() -> dict[str, float]:
+        options = genai.GeneratorParams(model)
+        options.set_search_options(
+            batch_size=batch, max_length=total, min_length=total, do_sample=False, num_beams=1
+        )
+        generator = genai.Generator(model, options)
+        begin = time.perf_counter()
+        generator.append_tokens(prompt.astype(np.int32))
+        generator.generate_next_token()
+        middle = time.perf_counter()
+        for _ in range(tokens):
+            generator.generate_next_token()
+        end = time.perf_counter()
+        return {"prefill": 1e3 * (middle - begin), "decode": 1e3 * (end - middle) / tokens}
+
+    return turn
+
+
+def context_length(directory: Path) -> int | None:
+    """Tokens the model can see at once, as far as its own files say."""
+    try:
+        genai = json.loads((directory / "genai_config.json").read_text(encoding="utf-8"))
+        return int(genai["model"]["context_length"])
+    except (OSError, LookupError, ValueError, TypeError):
+        pass
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    for key in ("max_position_embeddings", "n_positions", "n_ctx"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    return None
+
+
+def fitted(workload: dict[str, int], directories: list[Path]) -> dict[str, int]:
+    """The workload with prompt and decoded tokens cut to what every model's context holds."""
+    limits = [limit for d in directories if (limit := context_length(d)) is not None]
+    length, tokens = workload["prompt_length"], workload["decode_tokens"]
+    if limits and length + tokens + 1 > min(limits):
+        tokens = max(1, min(tokens, min(limits) // 4))
+        length = max(1, min(length, min(limits) - tokens - 1))
+    return {**workload, "prompt_length": length, "decode_tokens": tokens}
+
+
+def load_turn(directory: Path, feeds: Feeds, workload: dict[str, int], threads: int) -> Turn:
+    """The workload of one model as a callable, loaded and ready."""
+    genai = (directory / "genai_config.json").is_file()
+    session = None if genai else open_session(directory, threads)
+    if session and not any(node.name.startswith(PAST) for node in session.get_inputs()):
+        return plain_turn(session, feeds)
+    prompt = np.resize(feeds["input_ids"], (workload["batch"], workload["prompt_length"]))
+    if genai:
+        return genai_turn(directory, prompt, workload["decode_tokens"], threads)
+    return cached_turn(session, prompt, workload["decode_tokens"])
+
+
+def interleave(turns: dict[str, Turn], spec: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Rounds in which each model runs once, in an order drawn anew: model -> phase -> ms.
+
+    At least `rounds`; short workloads go on until `seconds` have passed or `max_rounds` are done.
+    """
+    order = random.Random(spec["seed"])
+    names = sorted(turns)
+    last: dict[str, float] = {}
+    for name in names:
+        for _ in range(WARM_UPS):
+            last[name] = sum(turns[name]().values())
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    rounds, begin = 0, time.perf_counter()
+    gc.collect()
+    gc.disable()
+    while rounds < spec["rounds"] or (
+        rounds < spec["max_rounds"] and time.perf_counter() - begin < spec["seconds"]
+    ):
+        order.shuffle(names)
+        for name in names:
+            if last[name] < SHORT_RUN_MS:
+                turns[name]()
+            phases = turns[name]()
+            last[name] = sum(phases.values())
+            for phase, ms in phases.items():
+                times[name].setdefault(phase, []).append(ms)
+        rounds += 1
+        print("round", flush=True)
+    gc.enable()
+    return times
+
+
+def _resident_mib(field: str) -> float | None:
+    """VmHWM or VmRSS of this process, or None where there is no /proc."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return None
+
+
+def peak_since_start_mib() -> float:
+    """Peak resident memory by the system's own account, in MiB."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20) if sys.platform == "darwin" else peak / 1024
+
+
+def measure_memory(directory: Path, spec: dict[str, Any], feeds: Feeds) -> dict[str, Any]:
+    """Peak resident MiB of this process while it loads one model and runs the workload twice."""
+    import onnxruntime  # noqa: F401  (the library itself belongs to the baseline)
+
+    baseline = _resident_mib("VmRSS")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        cleared = True
+    except OSError:
+        cleared = False
+    turn = load_turn(directory, feeds, spec["workload"], spec["threads"])
+    turn()
+    turn()
+    peak = _resident_mib("VmHWM") if cleared else None
+    return {
+        "peak_mib": peak_since_start_mib() if peak is None else peak,
+        "baseline_mib": baseline,
+    }
+
+
+def main(spec_path: str, result_path: str) -> None:
+    """Do the job in `spec_path` and write its result to `result_path`."""
+    spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
+    with np.load(spec["feeds"]) as loaded:
+        feeds = dict(loaded)
+    models = {name: Path(directory) for name, directory in spec["models"].items()}
+    spec["workload"] = fitted(spec["workload"], list(models.values()))
+    result: dict[str, Any] = {"workload": spec["workload"]}
+    if spec["job"] == "memory":
+        (directory,) = models.values()
+        result |= measure_memory(directory, spec, feeds)
+    else:
+        turns = {
+            name: load_turn(directory, feeds, spec["workload"], spec["threads"])
+            for name, directory in models.items()
+        }
+        result["times_ms"] = interleave(turns, spec)
+    Path(result_path).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

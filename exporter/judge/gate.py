@@ -1,0 +1,71 @@
+"""The gate: every budget of a target against everything that was measured."""
+
+from __future__ import annotations
+
+from exporter.devices.local import matches
+from exporter.judge.latency import judge_latency_ratio, judge_p95
+from exporter.judge.measure import Measurements
+from exporter.judge.memory import judge_memory
+from exporter.judge.quality import judge_quality
+from exporter.judge.size import judge_size
+from exporter.judge.verdict import Judgement
+from exporter.models.scores import Scores
+from exporter.target import Budget, Target
+
+
+def judge(
+    reference: Scores, candidate: Scores, measurements: Measurements, target: Target
+) -> tuple[Judgement, ...]:
+    """One judgement a budget of the scores' task, in the order that reports show them.
+
+    Raises:
+        DataError: the scores are not of the same examples, or lack a column.
+    """
+    by_metric = {
+        judgement.metric: judgement
+        for judgement in (
+            *judge_quality(reference, candidate, target.budgets, target.evidence),
+            *judge_cost(measurements, target, reference.task),
+        )
+    }
+    budgets = target.budgets.for_task(reference.task)
+    return tuple(by_metric[b.kind.metric] for b in budgets if b.kind.metric in by_metric)
+
+
+def judge_cost(measurements: Measurements, target: Target, task: str) -> list[Judgement]:
+    """One judgement for each latency, size and memory budget that can be judged on that machine."""
+    return [
+        judgement
+        for budget in target.budgets.for_task(task)
+        if (judgement := _judge_one(measurements, target, budget)) is not None
+    ]
+
+
+def not_judged(measurements: Measurements, target: Target, task: str) -> list[str]:
+    """A sentence for each budget of the task that this machine cannot judge, and why."""
+    if target.budgets.latency_p95_ms is None or matches(measurements.host, target):
+        return []
+    wanted = ", ".join([target.isa, *target.features, f"{target.threads} threads"])
+    return [
+        f"latency_p95_ms was not judged: {measurements.host.get('cpu', 'this machine')} "
+        f"is not a {target.name} device ({wanted}). Run `exporter check` on one."
+    ]
+
+
+def _judge_one(measurements: Measurements, target: Target, budget: Budget) -> Judgement | None:
+    metric = budget.kind.metric
+    evidence = target.evidence
+    if metric == "latency_ratio":
+        return judge_latency_ratio(measurements.phases(evidence)[0], budget, evidence)
+    if metric == "latency_p95_ms":
+        if not matches(measurements.host, target):
+            return None
+        times = measurements.times_ms
+        return judge_p95(
+            times["reference"], times["candidate"], measurements.workload, budget, evidence
+        )
+    if metric == "peak_memory_mib":
+        return judge_memory(measurements.reference_memory, measurements.candidate_memory, budget)
+    if metric.endswith(("size_ratio", "size_mib")):
+        return judge_size(measurements.reference_size, measurements.candidate_size, budget)
+    return None
