@@ -39,6 +39,11 @@ def feeds_of(row: Mapping[str, Any]) -> Feeds:
     return {k: v for k, v in row.items() if k != "label" and isinstance(v, np.ndarray)}
 
 
+def are_feeds(split: Split[Any]) -> bool:
+    """True when rows hold model inputs instead of text."""
+    return bool(split.rows) and "text" not in split.rows[0] and bool(feeds_of(split.rows[0]))
+
+
 def prepare_feeds(
     split: Split[R], config: dict[str, Any], limit: int | None, *, labelled: bool
 ) -> Examples[R]:

@@ -20,6 +20,7 @@ from exporter.models.scores import Scores
 from exporter.models.scoring import score_feeds
 from exporter.models.tasks import SILENT
 from exporter.models.text import (
+    are_feeds,
     content_id,
     encode,
     example_text_feeds,
@@ -72,7 +73,7 @@ class FeatureExtraction:
         Raises:
             DataError: no row is long enough.
         """
-        if preprocessor is None:
+        if preprocessor is None or are_feeds(split):
             return prepare_feeds(split, config, limit, labelled=False)
         paired = any(row.get("positive") is not None for row in split.rows)
         require_text(split.rows, ("text", "positive") if paired else ("text",), split.role.name)

@@ -124,7 +124,15 @@ class ImageClassification:
 
 def _pixels(preprocessor: Any, picture: Any) -> np.ndarray[Any, Any]:
     """The processor's float32 pixels of one picture, (channels, height, width)."""
-    values = preprocessor(images=[picture], return_tensors="np")["pixel_values"][0]
+    try:
+        values = preprocessor(images=[picture], return_tensors="np")["pixel_values"][0]
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            "the model",
+            f"its image processor must fit {picture.mode} images",
+            got=" ".join(str(error).split())[:200],
+            remedy="set image_mean, image_std and num_channels to agree.",
+        ) from error
     return np.asarray(values, np.float32)
 
 

@@ -11,6 +11,7 @@ from exporter.models.runner import Run
 from exporter.models.scores import Scores
 from exporter.models.tasks import SILENT
 from exporter.models.text import (
+    are_feeds,
     content_id,
     encode,
     example_text_feeds,
@@ -65,7 +66,7 @@ class TextClassification:
         limit: int | None = None,
     ) -> Examples[R]:
         """One feed a row: the tokens of the text (and pair), truncated."""
-        if preprocessor is None:
+        if preprocessor is None or are_feeds(split):
             return prepare_feeds(split, config, limit, labelled=True)
         rows = split.rows[:limit]
         paired = any(row.get("text_pair") is not None for row in rows)

@@ -15,6 +15,7 @@ from exporter.models.scores import Scores
 from exporter.models.scoring import score_feeds
 from exporter.models.tasks import SILENT
 from exporter.models.text import (
+    are_feeds,
     content_id,
     example_text_feeds,
     feeds_id,
@@ -62,7 +63,7 @@ class TextGeneration:
         Raises:
             DataError: no document has two tokens.
         """
-        if preprocessor is None:
+        if preprocessor is None or are_feeds(split):
             return prepare_feeds(split, config, limit, labelled=False)
         require_text(split.rows, ("text",), split.role.name)
         length = model_length(preprocessor, config, max_length)
