@@ -142,7 +142,7 @@ _DECODER: dict[str, Any] = {
 def _llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(**_DECODER, head_dim=8))
+    return LlamaForCausalLM(LlamaConfig(**_DECODER, head_dim=16))
 
 
 def _qwen3() -> Any:
@@ -226,6 +226,7 @@ def checkpoint(family: str, directory: Path, seed: int = 0) -> Path:
         model.config.update(names)
         _image_processor(model.config.image_size).save_pretrained(directory)
     _spread(model)
+    _settle(model)
     model.save_pretrained(directory)
     return directory
 
@@ -238,6 +239,24 @@ def _spread(model: Any) -> None:
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and "conv" not in name:
                 parameter.mul_(4)
+
+
+def _settle(model: Any) -> None:
+    """Batch statistics of noise: with untrained ones, a deep network answers zero to anything."""
+    import torch
+
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    size = model.config.image_size
+    with torch.no_grad():
+        model.train()(torch.randn(16, 3, size, size))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 def _image_processor(size: int) -> Any:

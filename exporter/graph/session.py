@@ -79,23 +79,14 @@ class OnnxRun:
         Raises:
             ModelError: an input that cannot be made is missing, or the graph refuses the feeds.
         """
-        order = self._order(feeds) if self._right_padded else None
-        if order is None:
-            return self._run(self._answers, feeds)
-        tokens = feeds["attention_mask"].shape[1]
-        moved = {n: _reordered(a, order) if _per_token(a, tokens) else a for n, a in feeds.items()}
-        inverse = np.argsort(order, axis=1)
-        answers = self._run(self._answers, moved)
-        return {
-            n: _reordered(a, inverse) if _per_token(a, tokens) else a for n, a in answers.items()
-        }
+        return self._answer(self._answers, feeds)
 
     def with_cache(self, feeds: Feeds) -> tuple[Outputs, Feeds]:
         """The graph's outputs, and the cache as feeds for the next step.
 
-        `attention_mask` must span past and new tokens; padding, if any, at the end of a row.
+        `attention_mask` must span past and new tokens.
         """
-        everything = self._run(list(self.outputs), feeds)
+        everything = self._answer(list(self.outputs), feeds)
         cache = {
             PAST_PREFIX + name[len(PRESENT_PREFIX) :]: everything.pop(name)
             for name in list(everything)
@@ -140,6 +131,22 @@ class OnnxRun:
             remedy="provide it in the data, or export the model for another task.",
         )
 
+    def _answer(self, names: list[str], feeds: Feeds) -> Outputs:
+        order = self._order(feeds) if self._right_padded else None
+        if order is None:
+            return self._run(names, feeds)
+        moved = {
+            name: _reordered(array, order) if array.shape[1:] == order.shape[1:] else array
+            for name, array in feeds.items()
+        }
+        inverse = np.argsort(order, axis=1)
+        return {
+            name: _reordered(array, inverse)
+            if array.ndim == 3 and array.shape[1] == order.shape[1]
+            else array
+            for name, array in self._run(names, moved).items()
+        }
+
     def _order(self, feeds: Feeds) -> NDArray[np.int64] | None:
         """For each row its unmasked tokens first; None where that already holds."""
         mask = feeds.get("attention_mask")
@@ -174,10 +181,6 @@ def position_ids(mask: NDArray[Any], length: int) -> NDArray[np.int64]:
     """
     positions = np.where(mask != 0, np.cumsum(mask != 0, axis=1) - 1, 1)
     return positions[:, positions.shape[1] - length :].astype(np.int64)
-
-
-def _per_token(array: NDArray[Any], tokens: int) -> bool:
-    return array.ndim >= 2 and array.shape[1] == tokens
 
 
 def _reordered(array: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
@@ -237,7 +240,7 @@ def session_options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would print is in the error it raises
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
