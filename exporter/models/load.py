@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelError
+from exporter.models.architecture import AUTO_CLASSES
 from exporter.models.examples import Feeds
-from exporter.models.source import AUTO_CLASSES, Source
+from exporter.models.source import Source
 
 if TYPE_CHECKING:
     import torch

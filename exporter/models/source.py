@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from exporter.cache import sha256_file
 from exporter.errors import ModelError
+from exporter.models.architecture import check_architecture, check_task, infer_task
 from exporter.models.imported import is_function_spec
 from exporter.models.weights import check_safetensors, weight_files
-from exporter.recipe import TASKS
 
 # What besides the weights decides what a checkpoint computes. A README does not.
 _COMPANIONS = (
@@ -32,14 +32,6 @@ _COMPANIONS = (
     "chat_template*",
 )
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-# Task -> the Auto class that loads a checkpoint for it.
-AUTO_CLASSES = {
-    "text-generation": "AutoModelForCausalLM",
-    "text-classification": "AutoModelForSequenceClassification",
-    "feature-extraction": "AutoModel",
-    "image-classification": "AutoModelForImageClassification",
-}
 
 
 @dataclass(frozen=True)
@@ -112,10 +104,9 @@ def _onnx(model: str, path: Path, task: str | None) -> Source:
 
     external = check_onnx_file(path)
     directory = path.parent
-    has_config = (directory / "config.json").is_file()
-    config = read_config(directory) if has_config else {}
+    config = read_config(directory) if (directory / "config.json").is_file() else {}
     if task is None:
-        task = _inferred(model, config) if has_config else _ask(model, "an .onnx file has no task")
+        task = infer_task(model, config)
     files = [path, *external, *_companions(directory)]
     return Source(
         "onnx",
@@ -136,7 +127,7 @@ def _module(model: str, task: str | None) -> Source:
     built = build_module(model)
     config = built.config
     if task is None:
-        task = _inferred(model, config) if config else _ask(model, "a function names no task")
+        task = infer_task(model, config)
     name = _slug(model.partition(":")[2])
     return Source("module", name, model, None, task, built.content_hash, False, False, config)
 
@@ -145,12 +136,12 @@ def _checkpoint(
     model: str, directory: Path, task: str | None, allow_pickle: bool, trust_remote_code: bool
 ) -> Source:
     config = read_config(directory)
-    _check_architecture(model, config, trust_remote_code)
+    check_architecture(model, config, trust_remote_code)
     weights = weight_files(directory, allow_pickle=allow_pickle)
     if task is None:
-        task = _inferred(model, config)
+        task = infer_task(model, config)
     else:
-        _check_task(model, config, task)
+        check_task(model, config, task)
     for file in weights:
         if file.suffix == ".safetensors":
             check_safetensors(file)
@@ -194,81 +185,6 @@ def read_config(directory: Path) -> dict[str, Any]:
             remedy="give a Hugging Face checkpoint.",
         )
     return config
-
-
-def _check_architecture(model: str, config: dict[str, Any], trust_remote_code: bool) -> None:
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    kind = config["model_type"]
-    if trust_remote_code and "auto_map" in config:
-        return
-    if kind not in CONFIG_MAPPING:
-        close = difflib.get_close_matches(kind, list(CONFIG_MAPPING.keys()), n=2)
-        custom = "pass --trust-remote-code if you trust its code" if "auto_map" in config else None
-        near = f"did you mean {' or '.join(close)}" if close else "use a model type it knows"
-        raise ModelError(
-            f"{model}/config.json",
-            "model_type must be known to the installed transformers",
-            got=kind,
-            remedy=f"{custom or near}.",
-        )
-    try:
-        AutoConfig.for_model(**{k: v for k, v in config.items() if k != "transformers_version"})
-    except Exception as error:  # each architecture validates its fields with its own exceptions
-        raise ModelError(
-            f"{model}/config.json",
-            f"must be a valid {kind} configuration",
-            got=" ".join(str(error).split())[:300],
-            remedy="compare it with the checkpoint it came from.",
-        ) from error
-
-
-def _check_task(model: str, config: dict[str, Any], task: str) -> None:
-    import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    if config["model_type"] not in CONFIG_MAPPING:
-        return  # its own code decides
-    auto = getattr(transformers, AUTO_CLASSES[task])
-    if CONFIG_MAPPING[config["model_type"]] not in auto._model_mapping:
-        raise ModelError(
-            model,
-            f"--task {task} must be one that {config['model_type']} can do",
-            remedy="leave --task out to infer it.",
-        )
-
-
-def _inferred(model: str, config: dict[str, Any]) -> str:
-    """The task that the configuration's architecture was made for, by Optimum's TasksManager."""
-    import transformers
-    from optimum.exporters.tasks import TasksManager
-
-    autos = [a for a in config.get("auto_map", {}) if a.startswith("AutoModel")]
-    names = [*(config.get("architectures") or []), *autos]
-    for name in names:
-        kind = getattr(transformers, name, None)
-        if kind is None:
-            continue
-        try:
-            found = str(TasksManager.infer_task_from_model(kind))
-        except ValueError:
-            continue
-        if found not in TASKS:
-            _ask(model, f"{name} is made for {found}, which is not one of ours")
-        _check_task(model, config, found)
-        return found
-    return _ask(
-        model, f"no task is known for {', '.join(names) or 'a config without architectures'}"
-    )
-
-
-def _ask(model: str, why: str) -> str:
-    raise ModelError(
-        model,
-        f"the task cannot be inferred: {why}",
-        remedy=f"pass --task, one of {', '.join(TASKS)}.",
-    )
 
 
 def _download(model: str, allow_pickle: bool, trust_remote_code: bool) -> Path:

@@ -17,6 +17,7 @@ from exporter.models.load import LoadedModule, load_module
 from exporter.models.runner import Run, torch_run
 from exporter.models.source import resolve_source
 from exporter.models.tasks import Task, get_task
+from exporter.models.text import model_length
 from exporter.recipe import TASKS
 from exporter.target import BUDGET_KINDS
 from tests.tiny import LABELS, checkpoint, label_of, sentences
@@ -386,6 +387,17 @@ def test_rows_that_are_tokens_already_pass_through(load: Callable[[str], LoadedM
         one = CLASSIFY.score(torch_run(loaded.module), examples)
         two = CLASSIFY.score(torch_run(loaded.module), examples, batch_size=2)
         np.testing.assert_allclose(one.values["nll"], two.values["nll"], atol=1e-5)
+
+
+def test_length_is_capped_by_what_the_model_has_positions_for() -> None:
+    class Tokenizer:
+        model_max_length = 40
+
+    assert model_length(Tokenizer(), {}, 99) == 40
+    assert model_length(Tokenizer(), {}, 30) == 30
+    assert model_length(Tokenizer(), {"max_position_embeddings": 20}, 99) == 20
+    roberta = {"model_type": "roberta", "max_position_embeddings": 20, "pad_token_id": 1}
+    assert model_length(Tokenizer(), roberta, 99) == 18
 
 
 def test_limit_takes_whole_documents(load: Callable[[str], LoadedModule]) -> None:
