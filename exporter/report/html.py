@@ -1,0 +1,103 @@
+"""report.html: one file that needs nothing else, for people.
+
+Everything that comes from users is escaped by the template engine; no script runs, and a
+content security policy says so to the browser.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from exporter.report.charts import NARROW, WIDE, scatter, series, strip
+from exporter.report.document import Report
+from exporter.report.facts import facts, headlines
+from exporter.report.rows import budget_rows
+from exporter.report.wording import VERDICT_MARKS, measured, number, plain, with_unit
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def to_html(report: Report) -> str:
+    """The report as one HTML document."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["plain"] = plain
+    environment.filters["number"] = number
+    environment.filters["glued"] = _glued
+    template = environment.get_template("report.html")
+    rows = budget_rows(report)
+    drawn = (scatter(report, WIDE), scatter(report, NARROW))
+    return template.render(
+        report=report,
+        mark=VERDICT_MARKS[report.verdict],
+        marks=VERDICT_MARKS,
+        setting=_setting(report),
+        headlines=headlines(report),
+        budgets=[(row, strip(row)) for row in rows],
+        scatters=[s for s in drawn if s is not None],
+        importance=_importance(report),
+        removed=_removed(report.pruning or {}),
+        learning=series(_losses(report)),
+        facts=facts,
+        measured=measured,
+        with_unit=with_unit,
+        parity_cases=len((report.parity or {}).get("cases") or ()),
+        kernels=_kernels(report.audit or {}),
+    )
+
+
+def _setting(report: Report) -> str:
+    """What was judged, for what, where."""
+    task, target = report.model.get("task"), report.target.get("name")
+    cpu = report.environment.get("cpu")
+    parts = (task, f"for {target}" if target else "", f"judged on {cpu}" if cpu else "")
+    return plain(" ".join(str(part) for part in parts if part))
+
+
+def _glued(text: str) -> str:
+    """Keep a sign and its number, and a number and its unit, on one line."""
+    return re.sub(r"(?<=[≤≥=]) | (?=(?:points?|ms|MiB|%)\b)", "\u00a0", plain(text))
+
+
+def _importance(report: Report) -> list[tuple[float, bool]]:
+    """Importance of each layer and whether it stayed."""
+    layers = (report.pruning or {}).get("layers")
+    if not isinstance(layers, dict) or not isinstance(layers.get("importance"), list):
+        return []
+    kept = set(layers.get("kept") or ())
+    return [(float(v), i in kept) for i, v in enumerate(layers["importance"])]
+
+
+def _removed(pruning: dict[str, Any]) -> dict[str, Any]:
+    """What was removed, without the importance that is drawn instead of listed."""
+    layers = pruning.get("layers")
+    if not isinstance(layers, dict):
+        return pruning
+    return {**pruning, "layers": {k: v for k, v in layers.items() if k != "importance"}}
+
+
+def _losses(report: Report) -> list[tuple[float, float]]:
+    """(step, development loss) of each look during recovery."""
+    history = (report.recovery or {}).get("history") or ()
+    return [
+        (float(look["step"]), float(look["development_loss"]))
+        for look in history
+        if number(look.get("step")) != "–" and number(look.get("development_loss")) != "–"
+    ]
+
+
+def _kernels(audit: dict[str, Any]) -> list[tuple[str, int]]:
+    """Operators of the graph that runs, most frequent first."""
+    counts = audit.get("op_counts")
+    if not isinstance(counts, dict):
+        return []
+    return sorted(((str(k), int(v)) for k, v in counts.items()), key=lambda kv: (-kv[1], kv[0]))

@@ -1,0 +1,82 @@
+"""report.md: the report for pull requests and chat."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from exporter.report.document import Report
+from exporter.report.rows import budget_rows
+from exporter.report.wording import VERDICT_MARKS, measured, number, plain, with_unit
+
+# Whatever Markdown or HTML could read as markup; a backslash disarms it in GitHub's dialect.
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&@:])")
+
+
+def to_markdown(report: Report) -> str:
+    """A heading, the sentence why, the table of budgets and the candidates."""
+    mark = VERDICT_MARKS[report.verdict]
+    lines = [f"# {mark} {report.verdict}: {_text(report.title)}", "", _text(report.summary), ""]
+    lines += _table(
+        ("Budget", "Reference", "Candidate", "Measured", "Limit", "Margin", "Verdict"),
+        [
+            (
+                row.title,
+                row.reference,
+                row.candidate,
+                f"{row.measured} ({row.interval})" if row.interval else row.measured,
+                row.limit,
+                row.margin,
+                f"{VERDICT_MARKS[row.verdict]} {row.verdict}",
+            )
+            for row in budget_rows(report)
+        ],
+    )
+    if report.phases:
+        lines += ["", "## Latency", ""]
+        lines += _table(
+            ("Phase", "Reference p50", "p95", "Candidate p50", "p95", "Ratio"),
+            [
+                (
+                    phase.name,
+                    with_unit(phase.reference_p50, phase.unit),
+                    with_unit(phase.reference_p95, phase.unit),
+                    with_unit(phase.candidate_p50, phase.unit),
+                    with_unit(phase.candidate_p95, phase.unit),
+                    f"{with_unit(phase.ratio, '×')} ({number(phase.low)} to {number(phase.high)})",
+                )
+                for phase in report.phases
+            ],
+        )
+    if report.candidates:
+        lines += ["", "## Candidates, on development data", ""]
+        lines += _table(
+            ("Candidate", "Status", "Quality", "Latency", "Size", "Why"),
+            [
+                (
+                    row.name,
+                    row.status,
+                    measured(row.quality_metric or "", row.quality),
+                    with_unit(row.latency_ratio, "×"),
+                    with_unit(row.size_ratio, "×"),
+                    row.reason,
+                )
+                for row in report.candidates
+            ],
+        )
+    if report.notes:
+        lines += ["", "## Notes", "", *(f"- {_text(note)}" for note in report.notes)]
+    if report.command:
+        longest = max((len(run) for run in re.findall("`+", report.command)), default=0)
+        fence = "`" * max(3, longest + 1)
+        lines += ["", "## Make it again", "", f"{fence}sh", plain(report.command), fence]
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    return lines + [f"| {' | '.join(_text(cell) for cell in row)} |" for row in rows]
+
+
+def _text(value: str) -> str:
+    return _MARKUP.sub(r"\\\1", plain(value))

@@ -1,0 +1,19 @@
+"""All files that a report consists of."""
+
+from __future__ import annotations
+
+from exporter.report.document import Report
+from exporter.report.html import to_html
+from exporter.report.json import to_json_text
+from exporter.report.junit import to_junit
+from exporter.report.markdown import to_markdown
+
+
+def render(report: Report) -> dict[str, str]:
+    """File name -> text."""
+    return {
+        "report.json": to_json_text(report),
+        "report.html": to_html(report),
+        "report.md": to_markdown(report),
+        "junit.xml": to_junit(report),
+    }

@@ -1,0 +1,235 @@
+"""JUnit, Markdown, HTML and the terminal: complete, parseable, and safe with hostile names."""
+
+from __future__ import annotations
+
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from exporter.report.charts import NARROW, WIDE, scatter, strip
+from exporter.report.document import Report
+from exporter.report.html import to_html
+from exporter.report.json import to_json_text
+from exporter.report.junit import to_junit
+from exporter.report.markdown import to_markdown
+from exporter.report.render import render
+from exporter.report.rows import budget_rows
+from exporter.report.terminal import print_summary
+from tests.report import samples
+
+
+class Page(HTMLParser):
+    """What a browser would see of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def shown(report: Report, *, width: int = 80, terminal: bool = False, **options: object) -> str:
+    file = io.StringIO()
+    options.setdefault("legacy_windows", False)
+    console = Console(file=file, width=width, force_terminal=terminal, **options)  # type: ignore[arg-type]
+    print_summary(report, console, artifact=Path("dist/x-mobile"))
+    return file.getvalue()
+
+
+# JUnit
+
+
+def test_junit_has_one_case_a_budget_and_counts_what_did_not_pass() -> None:
+    report = samples.failing()
+    root = ElementTree.fromstring(to_junit(report))
+    suite = root.find("testsuite")
+    assert suite is not None
+    cases = suite.findall("testcase")
+    assert [c.get("name") for c in cases] == [j["metric"] for j in report.judgements]
+    assert suite.get("tests") == root.get("tests") == "6"
+    assert suite.get("failures") == root.get("failures") == "2"
+    failed = {c.get("name"): c.find("failure") for c in cases if c.find("failure") is not None}
+    assert {name: f.get("type") for name, f in failed.items() if f is not None} == {
+        "accuracy_drop_points": "INCONCLUSIVE",
+        "latency_ratio": "FAIL",
+    }
+    assert "allowed ≤ 0.6×" in str(failed["latency_ratio"].get("message"))  # type: ignore[union-attr]
+
+
+def test_junit_of_a_pass_has_no_failures() -> None:
+    root = ElementTree.fromstring(to_junit(samples.passing()))
+    assert root.get("failures") == "0"
+    assert root.findall(".//failure") == []
+
+
+# Markdown
+
+
+def test_markdown_table_has_a_row_a_budget_and_straight_columns() -> None:
+    text = to_markdown(samples.failing())
+    first = text[: text.index("## Latency")]
+    rows = [line for line in first.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 6
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
+    assert "✕ FAIL" in text.splitlines()[0]
+    assert "0.810×" in text
+    assert "? INCONCLUSIVE" in text
+
+
+def test_markdown_disarms_markup() -> None:
+    text = to_markdown(samples.hostile())
+    assert not re.search(r"(?<!\\)<", text.split("```")[0])
+    assert "\x1b" not in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    tables = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+    assert tables == {8, 7}  # budgets; phases and candidates
+
+
+def test_markdown_fence_outlasts_backticks() -> None:
+    from dataclasses import replace
+
+    text = to_markdown(replace(samples.passing(), command="echo ````x````"))
+    assert text.rstrip().endswith("\n`````")
+
+
+# HTML
+
+
+def test_html_stands_alone() -> None:
+    page = Page(to_html(samples.passing()))
+    assert not [a for _, a in page.tags if str(a.get("src", "data:")).split(":")[0] != "data"]
+    assert [a.get("href") for t, a in page.tags if t in ("link", "a")] == ["data:,"]
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not [name for _, a in page.tags for name in a if name.startswith("on")]
+    css = to_html(samples.passing()).split("<style>")[1].split("</style>")[0]
+    assert "url(" not in css
+    assert "@import" not in css
+    assert "prefers-color-scheme: dark" in css
+
+
+@pytest.mark.parametrize("make", [samples.passing, samples.failing, samples.language_model])
+def test_html_shows_every_row(make: object) -> None:
+    report = make()  # type: ignore[operator]
+    text = Page(to_html(report)).text
+    for row in budget_rows(report):
+        assert row.title in text
+        assert row.measured in text
+        assert row.limit in text
+    for candidate in report.candidates:
+        assert candidate.name in text
+        assert candidate.reason in text
+    assert report.command in text
+
+
+def test_html_escapes_what_users_name() -> None:
+    text = to_html(samples.hostile())
+    page = Page(text)
+    clean = Page(to_html(samples.passing()))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert {tag for tag, _ in page.tags} <= {tag for tag, _ in clean.tags}
+    assert "<script>alert(1)</script>" in page.text  # as text, for the reader to see
+    assert "{{7*7}}" in page.text  # not computed
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+def test_html_of_a_bare_report() -> None:
+    bare = Report("bare", "INCONCLUSIVE", "Nothing was judged.", ())
+    assert "Nothing was judged." in Page(to_html(bare)).text
+
+
+def test_files_of_a_report() -> None:
+    files = render(samples.hostile())
+    assert set(files) == {"report.json", "report.html", "report.md", "junit.xml"}
+    ElementTree.fromstring(files["junit.xml"])
+    assert files["report.json"] == to_json_text(samples.hostile())
+    assert render(samples.passing()) == render(samples.passing())
+
+
+# Drawings
+
+
+def test_strips_put_limits_at_one_place_and_values_on_their_side() -> None:
+    strips = {row.metric: strip(row) for row in budget_rows(samples.failing())}
+    assert len({s.limit for s in strips.values()}) == 1
+    for row in budget_rows(samples.failing()):
+        drawn = strips[row.metric]
+        assert drawn.value is not None
+        assert (drawn.value > drawn.limit) == (row.metric == "latency_ratio")
+    accuracy = strips["accuracy_drop_points"]
+    assert accuracy.low is not None
+    assert accuracy.high is not None
+    assert accuracy.low < accuracy.limit < accuracy.high
+
+
+def test_scatter_puts_the_faster_left_and_the_better_up() -> None:
+    for frame in (WIDE, NARROW):
+        drawn = scatter(samples.language_model(), frame)
+        assert drawn is not None
+        dots = {d.name.split(" ")[0]: d for d in drawn.dots}
+        assert dots["int4"].x < dots["int8"].x < dots["original"].x
+        assert dots["original"].y < dots["int4"].y < dots["pruned-int8"].y
+        assert "1.310×" in dots["pruned-int8"].name  # off the axis, so it says where
+        for dot in drawn.dots:
+            assert frame.left <= dot.x <= frame.right
+            assert frame.top <= dot.y <= frame.bottom
+
+
+def test_one_candidate_needs_no_drawing() -> None:
+    from dataclasses import replace
+
+    report = samples.passing()
+    assert scatter(replace(report, candidates=report.candidates[:1]), WIDE) is None
+
+
+# Terminal
+
+
+def test_summary_fits_80_columns_with_all_figures() -> None:
+    text = shown(samples.failing())
+    table = text.split("Failed one budget")[0]
+    assert max(len(line) for line in table.splitlines()) <= 80
+    for figure in ("80.30 %", "79.60 %", "0.810x", "<= 0.6x", "-0.210x", "INCONCLUSIVE", "FAIL"):
+        assert figure in table
+    assert "…" not in text
+
+
+def test_logs_get_plain_ascii() -> None:
+    text = shown(samples.failing())
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert "artifact: dist/x-mobile" in text
+
+
+def test_terminals_get_colour_and_signs() -> None:
+    text = shown(samples.passing(), terminal=True)
+    assert "\x1b[1;32m" in text
+    assert "✓" in text
+    assert "≤ 0.6×" in text
+
+
+def test_narrow_terminals_keep_the_verdict() -> None:
+    text = shown(samples.failing(), width=60, terminal=True, color_system=None)
+    lines = text.splitlines()
+    assert max(len(line) for line in lines if "artifact" not in line) <= 60
+    assert "INCONCLUSIVE" in text
+    assert "−0.210×" in text
+
+
+def test_terminals_are_not_steered_by_names() -> None:
+    for terminal in (False, True):
+        text = shown(samples.hostile(), terminal=terminal, color_system=None)
+        assert "\x1b" not in text
+        assert "\x00" not in text
+        assert "[bold]" in re.sub(r"\s", "", text)  # shown, not obeyed
