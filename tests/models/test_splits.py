@@ -274,6 +274,14 @@ def test_image_folder_and_equal_pixels(tmp_path: Path) -> None:
     assert sum(map(len, parts(divided))) == 90
 
 
+def test_images_that_differ_in_one_pixel_are_two_examples() -> None:
+    white = np.full((9, 9, 3), 255, np.uint8)
+    other = white.copy()
+    other[-1, -1, -1] = 0
+    assert IMAGES.row_id({"image": white}) != IMAGES.row_id({"image": other})
+    assert IMAGES.row_id({"image": white}) != IMAGES.row_id({"image": white.reshape(3, 27, 3)})
+
+
 def test_images_in_parquet(tmp_path: Path) -> None:
     import datasets
     from PIL import Image

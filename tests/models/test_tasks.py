@@ -207,6 +207,35 @@ def test_embeddings_find_their_own_half(load: Callable[[str], LoadedModule]) -> 
     assert EMBED.score(run, examples).values["correct"].sum() == long_enough - 2
 
 
+def test_the_same_document_twice_is_no_rival(load: Callable[[str], LoadedModule]) -> None:
+    loaded = load("bert-encoder")
+    document = "cat dog bird fish"
+    rows = [
+        {"text": query, "positive": answer}
+        for query, answer in (("a red cat", document), ("the dog", document), ("one", "tree"))
+    ]
+    split: Split[Test] = Split(Test, rows, tuple(EMBED.row_id(row) for row in rows))
+    examples = prepared(EMBED, loaded, split)
+    assert loaded.preprocessor is not None
+    ours = loaded.preprocessor("tree one")["input_ids"][1:-1]
+
+    def run(feeds: Feeds) -> Outputs:
+        is_tree = np.isin(feeds["input_ids"], ours)
+        return {"embedding": np.eye(2, dtype=np.float32)[is_tree.any(1).astype(int)]}
+
+    np.testing.assert_array_equal(EMBED.score(run, examples).values["correct"], 1)
+
+
+def test_distillation_is_the_softened_divergence() -> None:
+    import torch
+
+    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    p = np.exp([0, 1]) / np.exp([0, 1]).sum()  # teacher at temperature 2
+    q = np.exp([0.5, 0]) / np.exp([0.5, 0]).sum()
+    loss = CLASSIFY.distill_loss({"logits": student}, {"logits": teacher}, {}, 2.0)
+    assert float(loss) == pytest.approx(4 * (p * np.log(p / q)).sum(), rel=1e-5)
+
+
 def test_cosine_to_the_reference(load: Callable[[str], LoadedModule]) -> None:
     loaded = load("bert-encoder")
     examples = prepared(EMBED, loaded, text_split(30))
