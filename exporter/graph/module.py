@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +35,15 @@ def export_plain(module: torch.nn.Module, example: Feeds, out: Path) -> OnnxMode
             super().__init__()
             self.module = module
 
-        def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-            return named_outputs(self.module(**inputs))
+    def forward(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return named_outputs(module(**inputs))
 
+    # torch.export names inputs by the signature, and cannot give shapes to `**inputs`.
+    keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, keyword) for name in example]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper = Named().eval()
+    wrapper.forward = forward
     feeds = {name: torch.from_numpy(tiled(a, 2)) for name, a in example.items()}
     axes: dict[str, dict[int, str]] = {}
     shapes: dict[str, dict[int, Any]] = {}
@@ -44,12 +51,9 @@ def export_plain(module: torch.nn.Module, example: Feeds, out: Path) -> OnnxMode
         axes[name], shapes[name] = {0: "batch"}, {0: torch.export.Dim.DYNAMIC}
         if tensor.ndim == 2 and not tensor.is_floating_point():
             axes[name][1], shapes[name][1] = "sequence", torch.export.Dim.AUTO
-    wrapper = Named().eval()
     with torch.no_grad():
         names = list(wrapper(**feeds))
-        program = torch.export.export(
-            wrapper, args=(), kwargs=feeds, dynamic_shapes={"inputs": shapes}
-        )
+        program = torch.export.export(wrapper, args=(), kwargs=feeds, dynamic_shapes=shapes)
         exported = torch.onnx.export(
             program,
             args=(),
