@@ -74,7 +74,7 @@ def _accuracy(
     lows, highs = paired_difference(lost, gained, count, evidence.confidence)
     low, high = 100 * float(lows), 100 * float(highs)
     drop = 100 * (lost - gained) / count
-    verdict, broken = _not_numbers(reference, candidate, "nll")
+    verdict, broken = _not_numbers(reference, candidate, "nll", "cosine")
     if not broken:
         verdict = decide(budget.kind.good, budget.limit, low, high)
     flips = f"{lost:,} answers lost, {gained:,} won of {count:,}"
@@ -211,14 +211,15 @@ def _column(scores: Scores, name: str) -> NDArray[np.float64]:
     return values
 
 
-def _not_numbers(reference: Scores | None, candidate: Scores, name: str) -> tuple[Verdict, str]:
+def _not_numbers(reference: Scores | None, candidate: Scores, *names: str) -> tuple[Verdict, str]:
     """A verdict and a sentence when a model answered NaN or inf anywhere; else "" to go on."""
     for scores, verdict, who in (
         (reference, INCONCLUSIVE, "reference"),
         (candidate, FAIL, "candidate"),
     ):
-        values = scores.values.get(name) if scores is not None else None
-        wrong = 0 if values is None else int((~np.isfinite(values)).sum())
+        columns = scores.values if scores is not None else {}
+        given = [~np.isfinite(columns[name]) for name in names if name in columns]
+        wrong = int(np.any(given, axis=0).sum()) if given else 0
         if wrong:
             some = f"{wrong:,} of {len(candidate):,} examples"
             return verdict, f"The {who}'s answer to {some} is not a number."

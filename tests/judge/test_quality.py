@@ -166,7 +166,8 @@ def test_embeddings_are_judged_by_recall_and_by_cosine() -> None:
     assert judge_quality(few, few, BUDGETS, EVIDENCE)[1].verdict is INCONCLUSIVE
     nan = close.copy()
     nan[5] = np.nan
-    broken = judge_quality(reference, _embedded(nan, right), BUDGETS, EVIDENCE)[1]
+    recall, broken = judge_quality(reference, _embedded(nan, right), BUDGETS, EVIDENCE)
+    assert recall.verdict is FAIL
     assert (broken.verdict, broken.measured) == (FAIL, None)
 
 
