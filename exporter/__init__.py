@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from exporter.recipe import Recipe, load_recipe
     from exporter.target import Target, load_target, target_names
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Artifact",
     "ExporterError",

@@ -28,6 +28,27 @@ app = typer.Typer(
     "**3** too little evidence, **4** the tool itself failed.",
 )
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from exporter import __version__
+
+        typer.echo(f"exporter {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 Target_ = Annotated[
     str, typer.Option("--target", "-t", help="Profile name, or path to a .toml file.")
 ]

@@ -170,12 +170,21 @@ def read_splits(context: Context, data: str, columns: Mapping[str, str] | None) 
 
 def prepare(context: Context, splits: Splits) -> Material:
     """Everything but the test split, ready for the stages."""
+    from exporter.models.load import load_preprocessor
+
+    source = context.source
     development = stages.prepare(context, splits.development)
     return Material(
         stages.prepare(context, splits.train),
         stages.prepare(context, splits.calibration),
         development,
-        stages.workload_feeds(context, development),
+        stages.workload_feeds(
+            context.task,
+            context.target,
+            source.config,
+            load_preprocessor(source),
+            development.examples,
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from exporter.judge.memory import judge_memory
 from exporter.judge.quality import judge_quality
 from exporter.judge.size import Size, judge_size, measure_size
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, overall
-from exporter.models.examples import Examples, Feeds, Test, load_examples, stack
+from exporter.models.examples import Examples, Feeds, Test, load_examples
 from exporter.models.scores import Scores, load_scores
 from exporter.models.tasks import Task, get_task
 from exporter.pipeline import Result
@@ -28,6 +28,7 @@ from exporter.progress import Progress, Silent
 from exporter.report.document import Report
 from exporter.report.wording import explain
 from exporter.shipping import phases_of
+from exporter.stages import workload_feeds
 from exporter.target import Budget, Target, load_target
 from exporter.toml import validated
 
@@ -174,13 +175,9 @@ def _feeds(artifact: Artifact, here: _Here, target: Target, task: Task) -> Feeds
     config_file = model / "config.json"
     config = _json(config_file) if config_file.is_file() else {}
     preprocessor = preprocessor_from(model, task.name)
-    workload = target.workload
-    if preprocessor is None:
-        if here.examples is None:
-            return None
-        return stack(here.examples.feeds[: workload.batch], here.examples.pad)
-    length = workload.prompt_length if task.name == "text-generation" else workload.sequence_length
-    return task.example_feeds(config, preprocessor, batch=workload.batch, length=length)
+    if preprocessor is None and here.examples is None:
+        return None
+    return workload_feeds(task, target, config, preprocessor, here.examples)
 
 
 def _without_reference(

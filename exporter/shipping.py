@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter import __version__
 from exporter.cache import library_versions
 from exporter.choose import Attempt
 from exporter.judge.gate import not_judged
@@ -100,7 +100,7 @@ def ship(
         directory,
         documents=render(report),
         manifest={
-            "tool": {"name": "exporter", "version": importlib.metadata.version("exporter")},
+            "tool": {"name": "exporter", "version": __version__},
             "verdict": report.verdict,
             "source": {
                 **report.model,

@@ -28,6 +28,7 @@ from exporter.models.examples import (
 from exporter.models.scores import Scores, load_scores
 from exporter.models.source import Source, read_config
 from exporter.models.tasks import Task
+from exporter.models.text import model_length
 from exporter.progress import Progress
 from exporter.recipe import Candidate, FineTune, Pruning, Recipe
 from exporter.target import Target
@@ -112,23 +113,29 @@ def prepare(context: Context, split: Split[R]) -> Prepared:
     return Prepared(load_examples(entry, split.role), entry.name)
 
 
-def workload_feeds(context: Context, development: Prepared) -> Feeds:
-    """One batch of the profile's workload, for timing; of real data where shapes are not ours."""
-    from exporter.models.load import load_preprocessor
+def workload_feeds(
+    task: Task,
+    target: Target,
+    config: dict[str, Any],
+    preprocessor: Any,
+    examples: Examples[Any] | None,
+) -> Feeds:
+    """One batch of the profile's workload, for timing.
 
-    workload = context.target.workload
-    preprocessor = load_preprocessor(context.source)
+    Texts are as long as the profile says, or as the model's context allows. Where there is no
+    preprocessor to tell shapes, real `examples` are taken.
+    """
+    workload = target.workload
     if preprocessor is None:
-        examples = development.examples
+        if examples is None:
+            raise ValueError("without a preprocessor, examples must tell the shapes")
         return stack(examples.feeds[: workload.batch], examples.pad)
-    length = (
-        workload.prompt_length
-        if context.task.name == "text-generation"
-        else workload.sequence_length
-    )
-    return context.task.example_feeds(
-        context.source.config, preprocessor, batch=workload.batch, length=length
-    )
+    length = workload.sequence_length
+    if task.name == "text-generation":
+        length = workload.prompt_length
+    if task.name != "image-classification":
+        length = model_length(preprocessor, config, length)
+    return task.example_feeds(config, preprocessor, batch=workload.batch, length=length)
 
 
 def reference_graph(context: Context) -> Built:
