@@ -117,6 +117,11 @@ def _round_trip(graph: Any, value: Any, span: Range) -> None:
         producer.graph.insert_after(producer, [down, up])
     for consumer, index in uses:
         consumer.replace_input_with(index, up.outputs[0])
+    if value.is_graph_output():
+        name = value.name
+        value.name, up.outputs[0].name = f"{name}.float", name
+        outputs = value.graph.outputs
+        outputs[outputs.index(value)] = up.outputs[0]
 
 
 def _quantize_weight(

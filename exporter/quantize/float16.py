@@ -16,6 +16,7 @@ from exporter.graph.model import OnnxModel
 from exporter.quantize import QuantizeOptions, QuantizeResult
 from exporter.quantize.proof import refusal
 from exporter.quantize.storage import read_graph, write_graph
+from exporter.quantize.surgery import node
 
 _LARGEST = 65504.0
 # Exponentials, sums of squares and erf leave float16's range or precision, and onnxruntime has no
@@ -34,6 +35,7 @@ def quantize(model: OnnxModel, out: Path, options: QuantizeOptions) -> QuantizeR
     from onnxconverter_common.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     graph = read_graph(model)
+    _part_outputs(graph)
     # The converter retypes values without looking at the node that fixes their type.
     typed = [n.name for n in graph.graph.all_nodes() if _makes_float(n)]
     # A protobuf in memory may pass 2 GiB as long as nothing serializes it.
@@ -59,13 +61,30 @@ def quantize(model: OnnxModel, out: Path, options: QuantizeOptions) -> QuantizeR
     return QuantizeResult(result, planned=0, integer=0)
 
 
-def _makes_float(node: Any) -> bool:
+def _part_outputs(graph: Any) -> None:
+    """Give outputs that the graph reads itself, such as a cache, a name of their own.
+
+    The converter turns an output back to float32 for all its readers, inner ones included.
+    """
+    for index, value in enumerate(graph.graph.outputs):
+        if not value.uses():
+            continue
+        name = value.name
+        value.name = f"{name}.inner"
+        copied = node("Identity", [value], f"{name}.copy")
+        copied.outputs[0].name = name
+        copied.outputs[0].type, copied.outputs[0].shape = value.type, value.shape
+        graph.graph.append(copied)
+        graph.graph.outputs[index] = copied.outputs[0]
+
+
+def _makes_float(made: Any) -> bool:
     """True for nodes whose attributes say float32: casts and constants of computed shape."""
     import onnx_ir as ir
 
-    if node.op_type == "Cast":
-        return bool(node.attributes["to"].value == ir.DataType.FLOAT)
-    if node.op_type == "ConstantOfShape":
-        value = node.attributes.get("value")
+    if made.op_type == "Cast":
+        return bool(made.attributes["to"].value == ir.DataType.FLOAT)
+    if made.op_type == "ConstantOfShape":
+        value = made.attributes.get("value")
         return value is None or bool(value.value.dtype == ir.DataType.FLOAT)
-    return node.op_type in ("EyeLike", "RandomNormal", "RandomUniform")
+    return made.op_type in ("EyeLike", "RandomNormal", "RandomUniform")
