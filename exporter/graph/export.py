@@ -15,6 +15,8 @@ from exporter.models.examples import Feeds
 from exporter.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    import torch
+
     from exporter.models.load import LoadedModule
     from exporter.models.tasks import Task
 
@@ -55,20 +57,48 @@ def export_model(
     """
     from transformers import PreTrainedModel
 
-    from exporter.graph.genai import build_genai, knows
+    from exporter.graph.genai import knows
     from exporter.graph.module import export_plain
     from exporter.graph.transformers_onnx import export_transformers
 
     module = loaded.module.eval()
-    kind = type(module).__name__
-    with (progress or Silent()).stage("export"), _explained(kind, out):
+    progress = progress or Silent()
+    with progress.stage("export"):
         if not isinstance(module, PreTrainedModel):
-            return export_plain(module, _example(loaded, task, config), out)
+            with _explained(module, out):
+                return export_plain(module, _example(loaded, task, config), out)
         if task.name == "text-generation" and loaded.preprocessor is not None and knows(module):
-            return build_genai(module, loaded.preprocessor, checkpoint, out)
-        return export_transformers(
-            module, _example(loaded, task, config), OUTPUT[task.name], task.name, out
-        )
+            built = _for_genai(loaded, task, config, checkpoint, out)
+            if isinstance(built, OnnxModel):
+                return built
+            progress.note(
+                f"onnxruntime-genai's builder cannot be used for this model ({built}); "
+                "exported with transformers instead, to run on plain onnxruntime"
+            )
+        with _explained(module, out):
+            return export_transformers(
+                module, _example(loaded, task, config), OUTPUT[task.name], task.name, out
+            )
+
+
+def _for_genai(
+    loaded: LoadedModule, task: Task, config: dict[str, Any], checkpoint: Path | None, out: Path
+) -> OnnxModel | str:
+    """The builder's graph if it answers what the module answers, else the reason why not.
+
+    The builder takes a family by name; one member of it may use what the builder passes over.
+    """
+    from exporter.graph.genai import build_genai
+    from exporter.graph.parity import check_parity
+    from exporter.models.runner import torch_run
+
+    try:
+        with _explained(loaded.module, out):
+            model = build_genai(loaded.module, loaded.preprocessor, checkpoint, out)
+            check_parity(torch_run(loaded.module), model, task, config, loaded.preprocessor)
+            return model
+    except (ExportError, ModelError) as error:
+        return str(error).splitlines()[0]
 
 
 def _example(loaded: LoadedModule, task: Task, config: dict[str, Any]) -> Feeds:
@@ -78,8 +108,9 @@ def _example(loaded: LoadedModule, task: Task, config: dict[str, Any]) -> Feeds:
 
 
 @contextmanager
-def _explained(kind: str, out: Path) -> Iterator[None]:
+def _explained(module: torch.nn.Module, out: Path) -> Iterator[None]:
     """Quiet while it works; on failure nothing half-written and one message that tells why."""
+    kind = type(module).__name__
     with quiet() as captured:
         try:
             yield

@@ -18,7 +18,8 @@ from exporter.graph.tidy import save_graph
 if TYPE_CHECKING:
     import torch
 
-# Architectures of the builder whose float32 graph runs on the CPU and that take text alone.
+# Architectures that the builder knows and that take text alone. Whether its graph of one model
+# is right is found out by running it (odd head sizes and some rotary scalings are not).
 # https://github.com/microsoft/onnxruntime-genai, src/python/py/models/builder.py, 0.18.0
 ARCHITECTURES = frozenset(
     {
@@ -42,18 +43,8 @@ ARCHITECTURES = frozenset(
 
 
 def knows(module: torch.nn.Module) -> bool:
-    """True when the builder makes a graph of this module's architecture."""
-    # One set of rotary parameters a layer type: the builder would scale all types alike.
-    nested = _rotary_by_layer_type(getattr(module, "config", None))
-    scaled = any(p.get("rope_type", "default") != "default" for p in nested.values())
-    # GroupQueryAttention with rotary inside wants it (onnxruntime 1.32, group_query_attention.cc).
-    odd = (getattr(getattr(module, "config", None), "head_dim", None) or 16) % 16 != 0
-    return type(module).__name__ in ARCHITECTURES and not scaled and not odd
-
-
-def _rotary_by_layer_type(config: Any) -> dict[str, dict[str, Any]]:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    return {k: v for k, v in parameters.items() if isinstance(v, dict) and k.endswith("_attention")}
+    """True when the builder takes this module's architecture."""
+    return type(module).__name__ in ARCHITECTURES
 
 
 def build_genai(
@@ -83,15 +74,21 @@ def _build(checkpoint: Path, built: Path, cache: Path) -> None:
     where = ("", str(checkpoint), str(built), "fp32", "cpu", str(cache))
     # Without a window's cache of fixed size, plain onnxruntime can begin with an empty one.
     options = parse_extra_options(*where, ["windowed_kv_cache=false"])
-    config = options["hf_details"]["hf_config"]
-    nested = _rotary_by_layer_type(config)
-    if nested:
-        # The builder reads them as transformers 4 wrote them. Weights are loaded apart from this.
-        config.rope_local_base_freq = nested["sliding_attention"]["rope_theta"]
-        config.rope_theta = nested["full_attention"]["rope_theta"]
-        config.rope_parameters = nested["full_attention"]
+    _as_the_builder_reads_it(options["hf_details"]["hf_config"])
     with _corrected():
         create_model(*where, **options)
+
+
+def _as_the_builder_reads_it(config: Any) -> None:
+    """Say in transformers 4's words what transformers 5 says otherwise; weights load apart."""
+    rotary = getattr(config, "rope_parameters", None) or {}
+    if "full_attention" in rotary and "sliding_attention" in rotary:
+        config.rope_local_base_freq = rotary["sliding_attention"]["rope_theta"]
+        config.rope_theta = rotary["full_attention"]["rope_theta"]
+        config.rope_parameters = rotary["full_attention"]
+    if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
+        # Mistral and Phi-3: a window means that every layer has it.
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
 
 
 @contextmanager

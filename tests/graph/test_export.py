@@ -22,6 +22,7 @@ from exporter.graph.session import open_run
 from exporter.models.load import LoadedModule
 from exporter.models.runner import torch_run
 from exporter.models.tasks import get_task
+from exporter.progress import Silent
 from tests.graph.conftest import TASKS, Exported
 
 Get = Callable[[str], Exported]
@@ -120,6 +121,43 @@ def test_weights_in_memory_are_what_is_exported(exported: Get, tmp_path: Path) -
     np.testing.assert_allclose(
         open_run(model)(feeds)["logits"], 2 * open_run(it.model)(feeds)["logits"], rtol=1e-4
     )
+
+
+class Notes(Silent):
+    """Keeps the remarks."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_member_that_the_builder_gets_wrong_goes_another_way(
+    exported: Get, tmp_path: Path
+) -> None:
+    """Heads of 8: GroupQueryAttention with rotary inside refuses to run them."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    it = exported("llama")
+    torch.manual_seed(0)
+    config = {**it.config, "head_dim": 8, "num_hidden_layers": 1}
+    module = LlamaForCausalLM(LlamaConfig(**config)).eval()
+    notes = Notes()
+    model = export_model(
+        LoadedModule(module, it.loaded.preprocessor, None),
+        task=it.task,
+        config=config,
+        checkpoint=None,
+        out=tmp_path / "model",
+        progress=notes,
+    )
+    assert not model.genai
+    assert [path.name for path in model.directory.iterdir()] == ["model.onnx"]
+    assert len(notes.said) == 1
+    assert "builder cannot be used" in notes.said[0]
+    assert "head_size" in notes.said[0]
+    check_parity(torch_run(module), model, it.task, config, it.loaded.preprocessor)
 
 
 class Plain(torch.nn.Module):

@@ -103,9 +103,9 @@ def test_fusions_that_do_not_occur_are_not_timed(tmp_path: Path) -> None:
 
 
 def test_what_was_chosen_is_what_ships(exported: Callable[[str], Exported], tmp_path: Path) -> None:
-    source = exported("bert").model
+    source = exported("vit").model
     model = save_graph(onnx_ir.load(source.path), tmp_path)
-    feeds = {"input_ids": np.array([[5, 6, 7]]), "attention_mask": np.ones((1, 3), np.int64)}
+    feeds = {"pixel_values": np.ones((1, 3, 16, 16), np.float32)}
     choice = choose_fusions(model, feeds)
     assert choice.tried == "SkipLayerNormFusion"
     assert choice.rounds >= 11
