@@ -11,10 +11,11 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-if len(sys.argv) < 2:
-    sys.exit('usage: python run.py "some text" ["another text" ...]   (pairs: one after the other)')
 MODEL = Path(__file__).resolve().parent / "model"
 run = json.loads((MODEL / "run.json").read_text(encoding="utf-8"))
+step = 2 if run["paired"] else 1  # texts that belong together
+if len(sys.argv) < 2 or (len(sys.argv) - 1) % step:
+    sys.exit(f"usage: python run.py {'TEXT ' * step}[{'TEXT ' * step}...]")
 file = MODEL / "session.json"  # the settings this model was measured with
 settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 session = onnxruntime.InferenceSession(
@@ -27,9 +28,9 @@ tokenizer.no_padding()
 tokenizer.enable_truncation(run["max_length"])
 inputs = {i.name for i in session.get_inputs()}
 
-texts = sys.argv[1:]
-for row in zip(texts[::2], texts[1::2], strict=True) if run["paired"] else [(t,) for t in texts]:
-    made = tokenizer.encode(*row)
+for start in range(1, len(sys.argv), step):
+    row = sys.argv[start : start + step]
+    made = tokenizer.encode(row[0], row[1] if run["paired"] else None)
     feeds = {
         "input_ids": made.ids,
         "attention_mask": made.attention_mask,

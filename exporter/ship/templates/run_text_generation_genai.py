@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime_genai
 from tokenizers import Tokenizer
 
-if len(sys.argv) not in (2, 3) or not sys.argv[-1]:
+if len(sys.argv) not in (2, 3) or not all(count.isdigit() for count in sys.argv[2:]):
     sys.exit('usage: python run.py "the beginning of a text" [how many tokens to add]')
 MODEL = Path(__file__).resolve().parent / "model"
 run = json.loads((MODEL / "run.json").read_text(encoding="utf-8"))
@@ -19,6 +19,8 @@ tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
 tokenizer.no_padding()
 tokenizer.no_truncation()
 prompt = tokenizer.encode(sys.argv[1]).ids
+if not 0 < len(prompt) < run["context"]:
+    sys.exit(f"the text must have 1 to {run['context'] - 1} tokens, it has {len(prompt)}")
 longest = min(run["context"], len(prompt) + int(sys.argv[2] if len(sys.argv) > 2 else 64))
 
 model = onnxruntime_genai.Model(str(MODEL))
