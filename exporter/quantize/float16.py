@@ -6,13 +6,13 @@ CPUs without float16 arithmetic compute in float32 all the same: the gain is siz
 from __future__ import annotations
 
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import ModelError, QuantizeError
 from exporter.graph.audit import optimized
 from exporter.graph.model import OnnxModel
+from exporter.graph.quiet import quiet
 from exporter.quantize import QuantizeOptions, QuantizeResult
 from exporter.quantize.proof import refusal
 from exporter.quantize.storage import read_graph, write_graph
@@ -40,9 +40,8 @@ def quantize(model: OnnxModel, out: Path, options: QuantizeOptions) -> QuantizeR
     typed = [n.name for n in graph.graph.all_nodes() if _makes_float(n)]
     # A protobuf in memory may pass 2 GiB as long as nothing serializes it.
     graph = ir.external_data.load_to_model(graph)
-    with warnings.catch_warnings():
-        # It warns of every value beyond float16, and those are the -3.4e38 of attention masks.
-        warnings.simplefilter("ignore", UserWarning)
+    # It warns of every value beyond float16, and those are the -3.4e38 of attention masks.
+    with quiet():
         half = convert_float_to_float16(
             ir.to_proto(graph),
             min_positive_val=0.0,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.graph.model import OnnxModel
+from exporter.graph.quiet import quiet
 from exporter.graph.tidy import INLINE_LIMIT_BYTES, save_graph
 
 
@@ -19,11 +20,12 @@ def read_graph(model: OnnxModel) -> Any:
     from onnx_ir.passes import common
 
     graph = ir.load(model.path)
-    if graph.functions:
-        common.InlinePass()(graph)
-    common.LiftConstantsToInitializersPass(lift_all_constants=False)(graph)
-    common.RemoveInitializersFromInputsPass()(graph)
-    common.NameFixPass()(graph)
+    with quiet():
+        if graph.functions:
+            common.InlinePass()(graph)
+        common.LiftConstantsToInitializersPass(lift_all_constants=False)(graph)
+        common.RemoveInitializersFromInputsPass()(graph)
+        common.NameFixPass()(graph)
     return graph
 
 
@@ -35,9 +37,10 @@ def write_graph(graph: Any, source: OnnxModel, out: Path) -> OnnxModel:
     """
     from onnx_ir.passes import common
 
-    common.RemoveUnusedNodesPass()(graph)
-    common.RemoveUnusedOpsetsPass()(graph)
-    common.TopologicalSortPass()(graph)
+    with quiet():
+        common.RemoveUnusedNodesPass()(graph)
+        common.RemoveUnusedOpsetsPass()(graph)
+        common.TopologicalSortPass()(graph)
     limit = 0 if len(source.weight_files()) > 1 else INLINE_LIMIT_BYTES
     model = save_graph(graph, out, inline_limit_bytes=limit)
     copy_companions(source, out)

@@ -189,3 +189,17 @@ def test_the_generation_runtime_writes_the_same_first_token(
         assert written[1] in top
     else:
         assert written[0] == written[1]
+
+
+def test_it_works_without_chatter(
+    decoder: OnnxModel,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """A library that sets up logging (the genai builder does) makes others' notes visible."""
+    with caplog.at_level("INFO"):
+        quantized("float16", "decoder", decoder, tmp_path / "half")
+        quantized("int4-weights", "decoder", decoder, tmp_path / "four")
+    assert not caplog.records
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
