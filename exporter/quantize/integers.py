@@ -13,6 +13,8 @@ FULL_RANGE = 127
 SAFE_RANGE = 64
 # Below this a float32 scale would be subnormal, and its inverse infinite on some hardware.
 MIN_SCALE = np.float32(2.0**-126)
+# Columns are rounded a cache's worth at a time.
+_CHUNK_ELEMENTS = 1 << 18
 # Shares of a block's range that 4-bit rounding tries beside the whole.
 NARROWER = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
@@ -92,10 +94,30 @@ def blocks(weight: NDArray[np.float32], *, block_size: int, bits: int) -> Blocks
         bits: 4 or 8.
     """
     inputs, outputs = weight.shape
+    step = max(1, _CHUNK_ELEMENTS // max(inputs, 1))
+    parts = [
+        _closest(_cut(weight[:, start : start + step], block_size), bits)
+        for start in range(0, outputs, step)
+    ]
+    return Blocks(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.scale for part in parts]),
+        np.concatenate([part.zero_point for part in parts]),
+        bits,
+    )
+
+
+def _cut(weight: NDArray[np.float32], block_size: int) -> NDArray[np.float32]:
+    """(in, out) as (out, blocks, block_size), the last block padded with zeros."""
+    inputs, outputs = weight.shape
     count = -(-inputs // block_size)
     padded = np.zeros((outputs, count * block_size), np.float32)
     padded[:, :inputs] = weight.T
-    cut = padded.reshape(outputs, count, block_size)
+    return padded.reshape(outputs, count, block_size)
+
+
+def _closest(cut: NDArray[np.float32], bits: int) -> Blocks:
+    """Blocks rounded over the range with the least squared error."""
     best = _rounded(cut, 1.0, bits)
     if bits == 4:
         least = _squared_error(cut, best)  # (out, blocks)
@@ -103,13 +125,10 @@ def blocks(weight: NDArray[np.float32], *, block_size: int, bits: int) -> Blocks
             tried = _rounded(cut, share, bits)
             error = _squared_error(cut, tried)
             better = error < least
-            least = np.where(better, error, least)
-            best = Blocks(
-                np.where(better[..., None], tried.values, best.values),
-                np.where(better, tried.scale, best.scale),
-                np.where(better, tried.zero_point, best.zero_point),
-                bits,
-            )
+            least[better] = error[better]
+            best.values[better] = tried.values[better]
+            best.scale[better] = tried.scale[better]
+            best.zero_point[better] = tried.zero_point[better]
     return best
 
 
