@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from exporter.models.examples import Feeds
 from exporter.models.source import resolve_source
 from exporter.models.splits import Splits, make_splits
 from exporter.models.tasks import get_task
-from exporter.progress import Progress, Silent
+from exporter.progress import Prefixed, Progress, Silent
 from exporter.recipe import Candidate, FineTune, Recipe, recipe_from
 from exporter.report.document import Report
 from exporter.shipping import Outcome, ship
@@ -116,7 +116,7 @@ def export(
         )
         splits = read_splits(context, str(data), columns)
         material = prepare(context, splits)
-        reference = stages.reference_graph(context)
+        reference = stages.reference_graph(_about(context, "reference"))
         attempts = [
             attempt(context, candidate, reference, material)
             for candidate in context.recipe.for_task(source.task)
@@ -125,7 +125,9 @@ def export(
         if chosen is None or chosen.built is None or chosen.reference is None:
             raise nothing_built(context, attempts)
         test = stages.prepare(context, splits.test)
-        outcome = final_judgement(context, reference, chosen, test, material.feeds)
+        outcome = final_judgement(
+            _about(context, chosen.candidate.name), reference, chosen, test, material.feeds
+        )
         report = ship(
             building,
             context,
@@ -196,11 +198,11 @@ def attempt(
     A candidate that cannot be built is a line in the report, not the end of the run.
     """
     try:
-        return _attempt(context, candidate, reference, material)
+        return _attempt(_about(context, candidate.name), candidate, reference, material)
     except (InputError, OSError):
         raise
     except ExporterError as error:
-        context.progress.note(f"candidate {candidate.name} failed: {error}")
+        context.progress.note(f"{candidate.name}: failed: {error}")
         return Attempt(candidate, "failed", str(error))
 
 
@@ -210,7 +212,7 @@ def _attempt(
     from exporter.quantize import get_scheme
 
     def skipped(reason: str) -> Attempt:
-        context.progress.note(f"candidate {candidate.name} skipped: {reason}")
+        context.progress.note(f"skipped: {reason}")
         return Attempt(candidate, "skipped", reason)
 
     needs_module = candidate.pruning is not None or candidate.fine_tune is not None
@@ -231,7 +233,7 @@ def _attempt(
         checkpoint = stages.pruned(context, candidate.pruning, material.train)
         removed = checkpoint.facts["removed"]
         for why in checkpoint.facts["skipped"]:
-            context.progress.note(f"candidate {candidate.name}: {why}")
+            context.progress.note(why)
         if not removed:
             return skipped("; ".join(checkpoint.facts["skipped"]))
     if candidate.fine_tune is not None:
@@ -254,8 +256,8 @@ def _attempt(
     built = stages.quantized(
         context, float_candidate, candidate, material.calibration, material.feeds
     )
-    before = stages.scored(context, float_reference, material.development, "the reference")
-    after = stages.scored(context, built, material.development, candidate.name)
+    before = stages.scored(_about(context, "reference"), float_reference, material.development)
+    after = stages.scored(context, built, material.development)
     after = context.task.relate(before, after)
     measurements = stages.measured(context, reference, built, material.feeds, DEVELOPMENT_ROUNDS)
     return Attempt(
@@ -283,6 +285,7 @@ def _equally_trained(
     """
     if not options.train_reference:
         return None, reference
+    context = _about(context, "reference, trained as long")
     checkpoint = stages.fine_tuned(
         context, None, None, options, material.train, material.development, distil=False
     )
@@ -297,14 +300,17 @@ def final_judgement(
     """The one reading of the test split, and the full timing, of the candidate that ships."""
     if chosen.built is None or chosen.reference is None:
         raise ValueError("only an attempt that was built can be judged")
-    before = stages.scored(context, chosen.reference, test, "the reference")
-    after = context.task.relate(
-        before, stages.scored(context, chosen.built, test, chosen.candidate.name)
-    )
+    before = stages.scored(_about(context, "reference"), chosen.reference, test)
+    after = context.task.relate(before, stages.scored(context, chosen.built, test))
     rounds = rounds_for(context.target, host_description())
     measurements = stages.measured(context, reference, chosen.built, feeds, rounds)
     judgements = judge(before, after, measurements, context.target)
     return Outcome(before, after, measurements, judgements)
+
+
+def _about(context: Context, name: str) -> Context:
+    """The context whose progress says what it works on."""
+    return replace(context, progress=Prefixed(context.progress, name))
 
 
 def nothing_built(context: Context, attempts: list[Attempt]) -> ExporterError:

@@ -42,3 +42,17 @@ class Silent:
 @contextmanager
 def _silent_stage() -> Iterator[Bar]:
     yield _SilentBar()
+
+
+class Prefixed:
+    """Shows stages under a name in front, such as the candidate they work on."""
+
+    def __init__(self, progress: Progress, prefix: str) -> None:
+        self._progress, self._prefix = progress, prefix
+
+    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Bar]:
+        return self._progress.stage(f"{self._prefix}: {name}", total)
+
+    def note(self, text: str) -> None:
+        """Pass a remark on, under the prefix."""
+        self._progress.note(f"{self._prefix}: {text}")

@@ -162,7 +162,7 @@ def pruned(context: Context, pruning: Pruning, train: Prepared) -> Checkpoint:
 
     entry = _stage(
         context,
-        "prune",
+        None,
         "pruned",
         ("models", "compress"),
         {
@@ -220,7 +220,7 @@ def fine_tuned(
 
     entry = _stage(
         context,
-        "fine-tune the pruned model" if distil else "give the reference equal training",
+        None,
         "fine-tuned",
         ("models", "compress"),
         {
@@ -235,7 +235,6 @@ def fine_tuned(
             "seed": context.recipe.seed,
         },
         make,
-        bar=False,
     )
     return Checkpoint(entry / "checkpoint", entry.name, _read(entry, "facts.json"))
 
@@ -253,6 +252,7 @@ def quantized(
     target = context.target
 
     def make(out: Path, scratch: Path) -> None:
+        from exporter.graph.audit import audit
         from exporter.graph.fuse import choose_fusions
         from exporter.quantize import QuantizeOptions, get_scheme
 
@@ -268,6 +268,7 @@ def quantized(
             ),
         )
         choose_fusions(result.model, feeds, threads=target.threads)
+        runs = audit(result.model, result.planned)
         _write(
             out,
             "facts.json",
@@ -275,13 +276,14 @@ def quantized(
                 "planned": result.planned,
                 "integer": result.integer,
                 "kept_float": list(result.kept_float),
+                "op_counts": runs.op_counts,
                 "notes": list(result.notes),
             },
         )
 
     entry = _stage(
         context,
-        f"quantize {candidate.name} ({candidate.quantization})",
+        f"quantize to {candidate.quantization}",
         "quantized",
         ("models", "graph", "quantize"),
         {
@@ -299,7 +301,7 @@ def quantized(
     return Built(OnnxModel(entry / "model"), entry.name, _read(entry, "facts.json"))
 
 
-def scored(context: Context, built: Built, prepared: Prepared, label: str) -> Scores:
+def scored(context: Context, built: Built, prepared: Prepared) -> Scores:
     """Per-example scores of the file that ships, on the runtime that ships."""
 
     def make(out: Path, scratch: Path) -> None:
@@ -312,15 +314,13 @@ def scored(context: Context, built: Built, prepared: Prepared, label: str) -> Sc
         )
         scores.save(out)
 
-    role = prepared.examples.role.name
     entry = _stage(
         context,
-        f"score {label} on {role} data",
+        None,
         "scores",
         ("models", "graph"),
         {"model": built.key, "examples": prepared.key, "cpu": host_description()["cpu"]},
         make,
-        bar=False,
     )
     return load_scores(entry)
 
@@ -346,7 +346,7 @@ def measured(
 
     entry = _stage(
         context,
-        "measure",
+        None,
         "measurements",
         ("graph", "devices", "judge"),
         {
@@ -358,7 +358,6 @@ def measured(
             "cpu": host_description()["cpu"],
         },
         make,
-        bar=False,
     )
     return Measurements.from_json(_read(entry, "measurements.json"))
 
@@ -400,7 +399,7 @@ def _export(context: Context, checkpoint: Checkpoint | None) -> Built:
 
     entry = _stage(
         context,
-        "export the reference to ONNX" if checkpoint is None else "export the candidate to ONNX",
+        None,
         "exported",
         ("models", "graph"),
         {
@@ -415,21 +414,19 @@ def _export(context: Context, checkpoint: Checkpoint | None) -> Built:
 
 def _stage(
     context: Context,
-    label: str,
+    label: str | None,
     name: str,
     rooms: tuple[str, ...],
     inputs: dict[str, Any],
     make: Callable[[Path, Path], None],
-    *,
-    bar: bool = True,
 ) -> Path:
-    """Run one stage, with a line of its own unless it shows its own progress."""
+    """Run one stage; with a `label` it gets a bar here, without one it shows its own."""
 
     def shown(out: Path, scratch: Path) -> None:
-        if bar:
-            with context.progress.stage(label):
-                make(out, scratch)
-        else:
+        if label is None:
+            make(out, scratch)
+            return
+        with context.progress.stage(label):
             make(out, scratch)
 
     return context.cache.get_or_make(name, rooms, inputs, shown)

@@ -57,7 +57,8 @@ def validated(model: type[Model], data: dict[str, Any], *, place: str) -> Model:
 
 
 def _explained(model: type[BaseModel], error: ValidationError, place: str) -> ProfileError:
-    problems = error.errors()
+    # a misspelt key also leaves its right name missing: say the cause, not the effect
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     location = first["loc"]
     where = ".".join(str(part) for part in location)

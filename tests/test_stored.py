@@ -1,0 +1,204 @@
+"""Cache and artifact: whole or not there, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from exporter.artifact import load_artifact, publishing, write_manifest
+from exporter.cache import Cache, sha256_directory
+from exporter.errors import ArtifactError, OutputError
+
+
+def _count(out: Path, scratch: Path) -> None:
+    runs = out.parent.parent / "runs"
+    runs.write_text(str(int(runs.read_text()) + 1 if runs.exists() else 1))
+    (out / "result").write_text("made")
+
+
+def test_equal_inputs_are_made_once_and_others_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    first = cache.get_or_make("s", ("models",), {"a": 1}, _count)
+    assert cache.get_or_make("s", ("models",), {"a": 1}, _count) == first
+    assert (tmp_path / "runs").read_text() == "1"
+    assert cache.get_or_make("s", ("models",), {"a": 2}, _count) != first
+    assert cache.get_or_make("s", ("graph",), {"a": 1}, _count) != first
+    assert cache.get_or_make("t", ("models",), {"a": 1}, _count) != first
+    assert (tmp_path / "runs").read_text() == "4"
+
+
+def test_a_library_version_is_part_of_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path)
+    first = cache.get_or_make("s", (), {}, _count)
+    monkeypatch.setattr("exporter.cache.library_versions", lambda: {"torch": "99"})
+    assert cache.get_or_make("s", (), {}, _count) != first
+
+
+def test_fresh_redoes_each_stage_once(tmp_path: Path) -> None:
+    Cache(tmp_path).get_or_make("s", (), {}, _count)
+    fresh = Cache(tmp_path, fresh=True)
+    fresh.get_or_make("s", (), {}, _count)
+    fresh.get_or_make("s", (), {}, _count)
+    assert (tmp_path / "runs").read_text() == "2"
+
+
+def test_a_failed_stage_leaves_no_entry_and_keeps_its_scratch(tmp_path: Path) -> None:
+    def fails(out: Path, scratch: Path) -> None:
+        (out / "half").write_text("half")
+        (scratch / "checkpoint").write_text("step 7")
+        raise RuntimeError("stopped")
+
+    def resumes(out: Path, scratch: Path) -> None:
+        (out / "result").write_text((scratch / "checkpoint").read_text())
+
+    cache = Cache(tmp_path)
+    with pytest.raises(RuntimeError):
+        cache.get_or_make("s", (), {}, fails)
+    entry = cache.get_or_make("s", (), {}, resumes)
+    assert sorted(p.name for p in entry.iterdir()) == ["result"]
+    assert (entry / "result").read_text() == "step 7"
+    assert not list(tmp_path.glob("s/*.scratch"))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "must be writable")]
+)
+def test_a_full_or_closed_disk_is_one_clear_error(tmp_path: Path, number: int, words: str) -> None:
+    def fails(out: Path, scratch: Path) -> None:
+        raise OSError(number, os.strerror(number), str(out))
+
+    with pytest.raises(OutputError, match=words):
+        Cache(tmp_path).get_or_make("s", (), {}, fails)
+    assert not [p for p in tmp_path.glob("s/*") if p.suffix not in (".lock", ".scratch")]
+
+
+def _slow(root: str) -> None:
+    def make(out: Path, scratch: Path) -> None:
+        with (Path(root) / "log").open("a") as log:
+            log.write("x")
+        import time
+
+        time.sleep(0.3)
+        (out / "result").write_text("made")
+
+    Cache(Path(root)).get_or_make("s", (), {}, make)
+
+
+def test_two_processes_make_a_stage_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=_slow, args=(str(tmp_path),)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [p.exitcode for p in both] == [0, 0]
+    assert (tmp_path / "log").read_text() == "x"
+
+
+def _publish(out: Path, text: str) -> None:
+    with publishing(out) as new:
+        (new / "model").write_text(text)
+        write_manifest(new, {"verdict": "PASS"})
+
+
+def test_publishing_replaces_at_once_and_keeps_the_old_on_failure(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _publish(out, "one")
+    before = sha256_directory(out)
+
+    def fails() -> None:
+        with publishing(out) as new:
+            (new / "model").write_text("half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert sha256_directory(out) == before
+    _publish(out, "two")
+    assert (out / "model").read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_while_publishing_leaves_the_old_artifact(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _publish(out, "one")
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from exporter.artifact import publishing
+        with publishing(Path({str(out)!r})) as new:
+            (new / "model").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
+    assert done.returncode == -signal.SIGKILL
+    assert load_artifact(out).manifest["verdict"] == "PASS"
+    assert (out / "model").read_text() == "one"
+    _publish(out, "two")
+    assert (out / "model").read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_swap_cut_in_the_middle_is_undone_by_the_next_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _publish(out, "one")
+    out.rename(tmp_path / ".out.old")  # as after the first of the two renames
+
+    def stopped() -> None:
+        with publishing(out):
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        stopped()
+    assert (out / "model").read_text() == "one"
+
+
+def test_two_runs_on_one_directory(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with publishing(out) as new:
+        with pytest.raises(OutputError, match="another run is writing it"), publishing(out):
+            pass
+        write_manifest(new, {})
+    assert load_artifact(out)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda d: (d / "model").write_text("oNe"), "model: differs from the hash"),
+        (lambda d: (d / "model").unlink(), "model: is named in the manifest and missing"),
+        (lambda d: (d / "manifest.json").unlink(), "must be an artifact"),
+        (lambda d: (d / "manifest.json").write_text("{"), "must be valid JSON"),
+        (lambda d: (d / "manifest.json").write_text("[]"), "must be of schema 1"),
+        (
+            lambda d: (d / "manifest.json").write_text(
+                '{"schema": 1, "files": {"../secret": {"sha256": ""}}}'
+            ),
+            "must lie inside the artifact",
+        ),
+    ],
+)
+def test_a_damaged_artifact_is_named(tmp_path: Path, damage: object, words: str) -> None:
+    out = tmp_path / "out"
+    _publish(out, "one")
+    damage(out)  # type: ignore[operator]
+    with pytest.raises(ArtifactError, match=words):
+        load_artifact(out)
+
+
+def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
+    file = tmp_path / "out"
+    file.write_text("precious")
+    with pytest.raises(OutputError, match="must be a directory"), publishing(file):
+        pass
+    assert file.read_text() == "precious"
