@@ -317,6 +317,9 @@ def _quiet_libraries() -> None:
         ("TOKENIZERS_PARALLELISM", "false"),
         ("TQDM_DISABLE", "1"),
         ("PYTHONWARNINGS", "ignore"),
+        # Threads that spin while they wait cost a tenth less when alone, and made training ten
+        # times slower beside another process on the same cores.
+        ("OMP_WAIT_POLICY", "PASSIVE"),
     ):
         os.environ.setdefault(name, value)
     import logging

@@ -4,52 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import warnings
 
-from exporter.errors import ExporterError
-from exporter.progress import Bar
+from rich.console import Console
+
+from exporter.display import progress_for
+from exporter.errors import EXIT_USAGE, ExporterError
 from sample_models import SAMPLES
-
-
-class _LineBar:
-    """Says how far a stage is, at most every five seconds."""
-
-    def __init__(self, name: str, total: int | None) -> None:
-        self.name, self.total, self.done = name, total, 0
-        self.began = self.spoke = time.monotonic()
-
-    def advance(self, steps: int = 1) -> None:
-        self.done += steps
-        now = time.monotonic()
-        if now - self.spoke < 5:
-            return
-        self.spoke = now
-        left = ""
-        if self.total:
-            seconds = (now - self.began) / self.done * (self.total - self.done)
-            left = f" of {self.total}, {seconds:.0f} s left"
-        print(f"{self.name}: {self.done}{left}", file=sys.stderr, flush=True)
-
-
-class Lines:
-    """Progress as plain lines on stderr, so that stdout holds nothing but the result."""
-
-    def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Bar]:
-        return _stage(name, total)
-
-    def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _stage(name: str, total: int | None) -> Iterator[Bar]:
-    print(f"{name} ...", file=sys.stderr, flush=True)
-    began = time.monotonic()
-    yield _LineBar(name, total)
-    print(f"{name}: done in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,16 +25,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.size and options.name != "code_lm":
         parser.error("--size is only for code_lm")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see exporter/cli.py
+    warnings.filterwarnings("ignore")
+    progress = progress_for(Console(stderr=True))
     sample = importlib.import_module(f"sample_models.{options.name}")
     try:
         directory = (
-            sample.build(size=options.size or "small", progress=Lines())
+            sample.build(size=options.size or "small", progress=progress)
             if options.name == "code_lm"
-            else sample.build(progress=Lines())
+            else sample.build(progress=progress)
         )
     except ExporterError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("error: stopped; run it again to go on.", file=sys.stderr)
+        return EXIT_USAGE
     print(directory)
     return 0
 

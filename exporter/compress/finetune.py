@@ -22,6 +22,7 @@ from exporter.compress.activations import tensors
 from exporter.compress.batching import development_batches, training_order
 from exporter.compress.resume import load_checkpoint, save_checkpoint
 from exporter.compress.sparsity import zero_masks
+from exporter.compress.structure import parameter_count
 from exporter.models.examples import Batch, Development, Examples, Train
 from exporter.models.runner import forward_names
 from exporter.models.tasks import SILENT, Task
@@ -33,6 +34,8 @@ FLOOR = 0.05  # the schedule ends at this share of the peak
 WEIGHT_DECAY = 0.01
 BETAS = (0.9, 0.98)  # a few hundred steps are too short for 0.999
 CLIP = 1.0
+
+BFLOAT16_PARAMETERS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def _losses(
     names = forward_names(student)
     extra: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
     taught = _teaching(teacher, extra) if teacher is not None else None
-    half = has_bfloat16()
+    half = wants_bfloat16(student)
 
     def answer(feeds: dict[str, Tensor]) -> Any:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
@@ -205,7 +208,7 @@ def _losses(
 
 def _teaching(teacher: nn.Module, extra: dict[str, Any]) -> Callable[[dict[str, Tensor]], Any]:
     """The teacher's answers, without gradients or dropout."""
-    half = has_bfloat16()
+    half = wants_bfloat16(teacher)
     teacher.eval()
 
     def taught(feeds: dict[str, Tensor]) -> Any:
@@ -215,13 +218,19 @@ def _teaching(teacher: nn.Module, extra: dict[str, Any]) -> Callable[[dict[str, 
     return taught
 
 
-def has_bfloat16() -> bool:
-    """True where this processor multiplies bfloat16 natively; elsewhere it is the slower way."""
+def wants_bfloat16(module: nn.Module) -> bool:
+    """True where bfloat16 arithmetic is faster: a processor that has it, matrices that fill it.
+
+    A 2-million-parameter decoder took 0.24 s a step in float32 and 0.31 s in bfloat16, a
+    22-million-parameter encoder 1.01 s and 0.36 s. Without the instructions it is always slower.
+    """
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+    return parameter_count(module) >= BFLOAT16_PARAMETERS and any(
+        flag in flags for flag in ("avx512_bf16", "amx_bf16")
+    )
 
 
 def _look(
