@@ -43,14 +43,14 @@ def test_parts_are_their_own_class() -> None:
 
 
 def test_docstrings_are_found_at_every_level() -> None:
-    source = '''"""Module text of at least six words here."""
+    source = '''"""Module text that is long enough to say something about what it documents."""
 class A:
-    """Class text of at least six words here."""
+    """Class text that is long enough to say something about what it documents."""
     if True:
         def method(self):
-            """Method text of at least six words here."""
+            """Method text that is long enough to say something about what it documents."""
             async def inner():
-                """Inner text of at least six words here."""
+                """Inner text that is long enough to say something about what it documents."""
 def short():
     """Too short."""
 '''
