@@ -162,10 +162,7 @@ def publishing(out: Path) -> Iterator[Path]:
                     "another run is writing it",
                     remedy="wait for that run, or choose another --out.",
                 ) from error
-            if old.is_dir() and not out.exists():
-                old.rename(out)
-            shutil.rmtree(old, ignore_errors=True)
-            shutil.rmtree(new, ignore_errors=True)
+            _clear(out, new, old)
             new.mkdir()
             try:
                 yield new
@@ -175,8 +172,15 @@ def publishing(out: Path) -> Iterator[Path]:
                 new.rename(out)
                 sync_file(parent)
             finally:
-                shutil.rmtree(new, ignore_errors=True)
-                shutil.rmtree(old, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+                _clear(out, new, old)
+                lock.unlink(missing_ok=True)
     except OSError as error:
         raise explained_os_error(error, out, remedy="or choose another --out.") from error
+
+
+def _clear(out: Path, new: Path, old: Path) -> None:
+    """Undo a swap that was cut between its renames, then remove what is left of it."""
+    if old.is_dir() and not out.exists():
+        old.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)

@@ -163,6 +163,25 @@ def test_a_swap_cut_in_the_middle_is_undone_by_the_next_run(tmp_path: Path) -> N
     assert (out / "model").read_text() == "one"
 
 
+def test_a_swap_that_fails_in_the_middle_is_undone_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    _publish(out, "one")
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name == ".out.new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(KeyboardInterrupt):
+        _publish(out, "two")
+    assert (out / "model").read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_two_runs_on_one_directory(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with publishing(out) as new:
