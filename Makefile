@@ -72,6 +72,9 @@ test: $(READY) ## all tests that take seconds
 test-slow: $(READY) ## the tests that train the samples and kill runs at every stage
 	$(PY) -m pytest -m slow
 
+bench: $(READY) ## every sample on every target, as a table (an hour the first time)
+	$(PY) benchmarks/matrix.py
+
 clean: ## remove build leftovers and artifacts in dist/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

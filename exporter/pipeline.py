@@ -29,6 +29,10 @@ from exporter.target import Target, load_target
 
 # Enough rounds to rank candidates; the final timing takes the profile's number.
 DEVELOPMENT_ROUNDS = 15
+# Of the development split at most, so that a choice costs seconds or minutes, not hours.
+DEVELOPMENT_EXAMPLES = 4000
+# Training examples that are prepared at least; more if a candidate's fine-tuning reads more.
+TRAIN_EXAMPLES = 1024
 
 
 @dataclass(frozen=True)
@@ -175,9 +179,9 @@ def prepare(context: Context, splits: Splits) -> Material:
     from exporter.models.load import load_preprocessor
 
     source = context.source
-    development = stages.prepare(context, splits.development)
+    development = stages.prepare(context, splits.development, DEVELOPMENT_EXAMPLES)
     return Material(
-        stages.prepare(context, splits.train),
+        stages.prepare(context, splits.train, _train_examples(context)),
         stages.prepare(context, splits.calibration),
         development,
         stages.workload_feeds(
@@ -188,6 +192,17 @@ def prepare(context: Context, splits: Splits) -> Material:
             development.examples,
         ),
     )
+
+
+def _train_examples(context: Context) -> int:
+    """As many training examples as the hungriest candidate of the recipe reads."""
+    needs = [TRAIN_EXAMPLES]
+    for candidate in context.recipe.for_task(context.task.name):
+        if candidate.fine_tune is not None:
+            needs.append(candidate.fine_tune.steps * candidate.fine_tune.batch_size)
+        if candidate.pruning is not None:
+            needs.append(candidate.pruning.examples)
+    return max(needs)
 
 
 def attempt(

@@ -81,8 +81,8 @@ class Built:
     facts: dict[str, Any]
 
 
-def prepare(context: Context, split: Split[R]) -> Prepared:
-    """Tokenize or load the rows of one split."""
+def prepare(context: Context, split: Split[R], limit: int | None = None) -> Prepared:
+    """Tokenize or load the rows of one split; the first `limit` of them, a random sample."""
     source = context.source
 
     def make(out: Path, scratch: Path) -> None:
@@ -93,6 +93,7 @@ def prepare(context: Context, split: Split[R]) -> Prepared:
             load_preprocessor(source),
             source.config,
             max_length=MAX_LENGTH,
+            limit=limit,
         )
         examples.save(out)
 
@@ -107,6 +108,7 @@ def prepare(context: Context, split: Split[R]) -> Prepared:
             "rows": _hash_of(split),
             "role": split.role.name,
             "length": MAX_LENGTH,
+            "limit": limit,
         },
         make,
     )
