@@ -3,49 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from exporter.judge.measure import Measurements
-from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Judgement
-from exporter.models.scores import Scores
-from exporter.recipe import Candidate
-from exporter.stages import Built, Checkpoint
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What came of one candidate.
-
-    Attributes:
-        status: "judged" on development data, "skipped" (does not apply), "failed" (an error).
-        reason: why it was skipped or failed; empty otherwise.
-        built: the model, when judged.
-        float_built: the float32 graph it was quantized from.
-        checkpoint: what pruning and fine-tuning made, when there was any.
-        reference: the model whose quality it is judged against.
-        scores, measurements, judgements: on development data.
-        removed: what pruning removed, JSON-ready, when something was.
-        recovery: how fine-tuning went, JSON-ready, when there was any.
-    """
-
-    candidate: Candidate
-    status: Literal["judged", "skipped", "failed"]
-    reason: str = ""
-    built: Built | None = None
-    float_built: Built | None = None
-    checkpoint: Checkpoint | None = None
-    reference: Built | None = None
-    scores: Scores | None = None
-    measurements: Measurements | None = None
-    judgements: tuple[Judgement, ...] = ()
-    removed: dict[str, object] | None = None
-    recovery: dict[str, object] | None = None
-
-    @property
-    def latency_ratio(self) -> float:
-        """Latency over the reference's; infinite when it was not measured."""
-        return self.measurements.latency_ratio.value if self.measurements else float("inf")
+from exporter.attempts import Attempt
+from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS
 
 
 def best(attempts: Sequence[Attempt]) -> Attempt | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter import stages
+from exporter import building, stages
 from exporter.artifact import publishing
+from exporter.attempts import Attempt, about, attempt, prepare
 from exporter.cache import Cache, default_cache_directory
-from exporter.choose import Attempt, best
+from exporter.choose import best
 from exporter.devices.local import host_description
-from exporter.errors import DataError, ExporterError, InputError, ModelError
+from exporter.errors import DataError, ExporterError, ModelError
 from exporter.judge.gate import judge
 from exporter.judge.latency import rounds_for
 from exporter.judge.verdict import Judgement, Verdict, overall
@@ -20,19 +21,12 @@ from exporter.models.examples import Feeds
 from exporter.models.source import resolve_source
 from exporter.models.splits import Splits, make_splits
 from exporter.models.tasks import get_task
-from exporter.progress import Prefixed, Progress, Silent
-from exporter.recipe import Candidate, FineTune, Recipe, recipe_from
+from exporter.progress import Progress, Silent
+from exporter.recipe import Recipe, recipe_from
 from exporter.report.document import Report
 from exporter.shipping import Outcome, ship
-from exporter.stages import Built, Checkpoint, Context, Prepared
+from exporter.stages import Built, Context, Prepared
 from exporter.target import Target, load_target
-
-# Enough rounds to rank candidates; the final timing takes the profile's number.
-DEVELOPMENT_ROUNDS = 15
-# Of the development split at most, so that a choice costs seconds or minutes, not hours.
-DEVELOPMENT_EXAMPLES = 4000
-# Training examples that are prepared at least; more if a candidate's fine-tuning reads more.
-TRAIN_EXAMPLES = 1024
 
 
 @dataclass(frozen=True)
@@ -55,16 +49,6 @@ class Result:
     def exit_code(self) -> int:
         """0 passed, 1 failed, 3 inconclusive."""
         return self.verdict.exit_code
-
-
-@dataclass(frozen=True)
-class Material:
-    """The data of one run, prepared."""
-
-    train: Prepared
-    calibration: Prepared
-    development: Prepared
-    feeds: Feeds  # of the workload, for timing
 
 
 def export(
@@ -109,7 +93,7 @@ def export(
         str(model), task=task, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
     )
     directory = Path(out) if out is not None else Path("dist") / f"{source.name}-{profile.name}"
-    with publishing(directory) as building:
+    with publishing(directory) as new:
         context = Context(
             source,
             get_task(source.task),
@@ -120,7 +104,7 @@ def export(
         )
         splits = read_splits(context, str(data), columns)
         material = prepare(context, splits)
-        reference = stages.reference_graph(_about(context, "reference"))
+        reference = building.reference_graph(about(context, "reference"))
         attempts = [
             attempt(context, candidate, reference, material)
             for candidate in context.recipe.for_task(source.task)
@@ -130,10 +114,10 @@ def export(
             raise nothing_built(context, attempts)
         test = stages.prepare(context, splits.test)
         outcome = final_judgement(
-            _about(context, chosen.candidate.name), reference, chosen, test, material.feeds
+            about(context, chosen.candidate.name), reference, chosen, test, material.feeds
         )
         report = ship(
-            building,
+            new,
             context,
             splits=splits,
             data=str(data),
@@ -174,158 +158,18 @@ def read_splits(context: Context, data: str, columns: Mapping[str, str] | None) 
         )
 
 
-def prepare(context: Context, splits: Splits) -> Material:
-    """Everything but the test split, ready for the stages."""
-    from exporter.models.load import load_preprocessor
-
-    source = context.source
-    development = stages.prepare(context, splits.development, DEVELOPMENT_EXAMPLES)
-    return Material(
-        stages.prepare(context, splits.train, _train_examples(context)),
-        stages.prepare(context, splits.calibration),
-        development,
-        stages.workload_feeds(
-            context.task,
-            context.target,
-            source.config,
-            load_preprocessor(source),
-            development.examples,
-        ),
-    )
-
-
-def _train_examples(context: Context) -> int:
-    """As many training examples as the hungriest candidate of the recipe reads."""
-    needs = [TRAIN_EXAMPLES]
-    for candidate in context.recipe.for_task(context.task.name):
-        if candidate.fine_tune is not None:
-            needs.append(candidate.fine_tune.steps * candidate.fine_tune.batch_size)
-        if candidate.pruning is not None:
-            needs.append(candidate.pruning.examples)
-    return max(needs)
-
-
-def attempt(
-    context: Context, candidate: Candidate, reference: Built, material: Material
-) -> Attempt:
-    """Build one candidate and judge it on development data.
-
-    A candidate that cannot be built is a line in the report, not the end of the run.
-    """
-    try:
-        return _attempt(_about(context, candidate.name), candidate, reference, material)
-    except (InputError, OSError):
-        raise
-    except ExporterError as error:
-        context.progress.note(f"{candidate.name}: failed: {error}")
-        return Attempt(candidate, "failed", str(error))
-
-
-def _attempt(
-    context: Context, candidate: Candidate, reference: Built, material: Material
-) -> Attempt:
-    from exporter.quantize import get_scheme
-
-    def skipped(reason: str) -> Attempt:
-        context.progress.note(f"skipped: {reason}")
-        return Attempt(candidate, "skipped", reason)
-
-    needs_module = candidate.pruning is not None or candidate.fine_tune is not None
-    if needs_module and context.source.kind != "checkpoint":
-        return skipped(
-            "pruning and fine-tuning need a Hugging Face checkpoint, "
-            f"and this is {'an .onnx file' if context.source.kind == 'onnx' else 'a plain module'}"
-        )
-    reason = get_scheme(candidate.quantization).applies(reference.model, context.task.name)
-    if reason is not None:
-        return skipped(reason)
-
-    checkpoint: Checkpoint | None = None
-    removed: dict[str, Any] | None = None
-    recovery: dict[str, Any] | None = None
-    float_reference, float_candidate = reference, reference
-    if candidate.pruning is not None:
-        checkpoint = stages.pruned(context, candidate.pruning, material.train)
-        removed = checkpoint.facts["removed"]
-        for why in checkpoint.facts["skipped"]:
-            context.progress.note(why)
-        if not removed:
-            return skipped("; ".join(checkpoint.facts["skipped"]))
-    if candidate.fine_tune is not None:
-        teacher, float_reference = _equally_trained(
-            context, candidate.fine_tune, reference, material
-        )
-        checkpoint = stages.fine_tuned(
-            context,
-            checkpoint,
-            teacher,
-            candidate.fine_tune,
-            material.train,
-            material.development,
-            distil=True,
-        )
-        recovery = dict(checkpoint.facts)
-    if checkpoint is not None:
-        float_candidate = stages.exported(context, checkpoint)
-
-    built = stages.quantized(
-        context, float_candidate, candidate, material.calibration, material.feeds
-    )
-    before = stages.scored(_about(context, "reference"), float_reference, material.development)
-    after = stages.scored(context, built, material.development)
-    after = context.task.relate(before, after)
-    measurements = stages.measured(context, reference, built, material.feeds, DEVELOPMENT_ROUNDS)
-    return Attempt(
-        candidate,
-        "judged",
-        built=built,
-        float_built=float_candidate,
-        checkpoint=checkpoint,
-        reference=float_reference,
-        scores=after,
-        measurements=measurements,
-        judgements=judge(before, after, measurements, context.target),
-        removed=removed,
-        recovery=recovery,
-    )
-
-
-def _equally_trained(
-    context: Context, options: FineTune, reference: Built, material: Material
-) -> tuple[Checkpoint | None, Built]:
-    """The original, or the original trained on for as many steps if that made it better.
-
-    Recovery gets extra training; a reference that would have gained from the same training
-    must have it too, or extra epochs are mistaken for free compression.
-    """
-    if not options.train_reference:
-        return None, reference
-    context = _about(context, "reference, trained as long")
-    checkpoint = stages.fine_tuned(
-        context, None, None, options, material.train, material.development, distil=False
-    )
-    if not checkpoint.facts["best_step"]:
-        return None, reference  # training never helped
-    return checkpoint, stages.exported(context, checkpoint)
-
-
 def final_judgement(
     context: Context, reference: Built, chosen: Attempt, test: Prepared, feeds: Feeds
 ) -> Outcome:
     """The one reading of the test split, and the full timing, of the candidate that ships."""
     if chosen.built is None or chosen.reference is None:
         raise ValueError("only an attempt that was built can be judged")
-    before = stages.scored(_about(context, "reference"), chosen.reference, test)
+    before = stages.scored(about(context, "reference"), chosen.reference, test)
     after = context.task.relate(before, stages.scored(context, chosen.built, test))
     rounds = rounds_for(context.target, host_description())
     measurements = stages.measured(context, reference, chosen.built, feeds, rounds)
     judgements = judge(before, after, measurements, context.target)
     return Outcome(before, after, measurements, judgements)
-
-
-def _about(context: Context, name: str) -> Context:
-    """The context whose progress says what it works on."""
-    return replace(context, progress=Prefixed(context.progress, name))
 
 
 def nothing_built(context: Context, attempts: list[Attempt]) -> ExporterError:

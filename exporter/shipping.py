@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter import __version__
+from exporter.attempts import Attempt
 from exporter.cache import library_versions
-from exporter.choose import Attempt
 from exporter.judge.gate import not_judged
 from exporter.judge.latency import PhaseLatency
 from exporter.judge.measure import Measurements

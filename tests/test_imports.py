@@ -12,7 +12,18 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "exporter"
 ROOMS = ("models", "compress", "graph", "quantize", "devices", "judge", "ship", "report")
 NOUNS = ("errors", "progress", "toml", "recipe", "target", "cache", "artifact")
-TOP = ("stages", "choose", "shipping", "pipeline", "recheck", "planning", "display", "cli")
+TOP = (
+    "stages",
+    "building",
+    "attempts",
+    "choose",
+    "shipping",
+    "pipeline",
+    "recheck",
+    "planning",
+    "display",
+    "cli",
+)
 HEAVY = ("torch", "transformers", "datasets", "optimum")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from exporter.models.examples import Batch, Examples, Outputs
 from exporter.models.runner import Run, main_output, named_outputs
 from exporter.models.scores import Scores
 from exporter.models.scoring import score_feeds
+from exporter.models.tasks import SILENT
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
@@ -71,23 +73,54 @@ def score_classes(
     return Scores(task, examples.ids, values)
 
 
-def class_loss(outputs: Any, labels: torch.Tensor | None) -> torch.Tensor | None:
-    """Cross-entropy over classes, a scalar."""
-    import torch
+class Classifier:
+    """The half of a task that is the same whatever is classified."""
 
-    if labels is None:
-        return None
-    logits = main_output(named_outputs(outputs), "logits")
-    return torch.nn.functional.cross_entropy(logits.float(), labels)
+    name = ""
+    metrics = ("accuracy_drop_points",)
 
+    def score(
+        self,
+        run: Run,
+        examples: Examples[Any],
+        *,
+        batch_size: int = 1,
+        progress: Progress = SILENT,
+        workers: int = 1,
+    ) -> Scores:
+        """`correct`, `prediction`, `label` and `nll` of each example."""
+        return score_classes(
+            self.name, run, examples, batch_size=batch_size, progress=progress, workers=workers
+        )
 
-def class_distillation(student: Any, teacher: Any, temperature: float) -> torch.Tensor:
-    """KL from teacher to student over softened classes, times T² (Hinton et al., 2015)."""
-    return distillation(
-        main_output(named_outputs(student), "logits"),
-        main_output(named_outputs(teacher), "logits"),
-        temperature,
-    )
+    def relate(self, reference: Scores, candidate: Scores) -> Scores:
+        """The candidate's scores as they are."""
+        return candidate
+
+    def task_loss(
+        self, outputs: Any, feeds: Mapping[str, torch.Tensor], labels: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Cross-entropy over the classes."""
+        import torch
+
+        if labels is None:
+            return None
+        logits = main_output(named_outputs(outputs), "logits")
+        return torch.nn.functional.cross_entropy(logits.float(), labels)
+
+    def distill_loss(
+        self,
+        student_outputs: Any,
+        teacher_outputs: Any,
+        feeds: Mapping[str, torch.Tensor],
+        temperature: float,
+    ) -> torch.Tensor:
+        """KL from teacher to student over softened classes, times T² (Hinton et al., 2015)."""
+        return distillation(
+            main_output(named_outputs(student_outputs), "logits"),
+            main_output(named_outputs(teacher_outputs), "logits"),
+            temperature,
+        )
 
 
 def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from exporter.errors import ModelError
-from exporter.models.classify import class_distillation, class_loss, score_classes
+from exporter.models.classify import Classifier
 from exporter.models.examples import Examples, Feeds, R, Split
 from exporter.models.images import image_id, open_image
-from exporter.models.runner import Run
-from exporter.models.scores import Scores
-from exporter.models.tasks import SILENT
 from exporter.models.text import feeds_id, feeds_of, label_names, labels_of, prepare_feeds
-from exporter.progress import Progress
-
-if TYPE_CHECKING:
-    import torch
 
 
-class ImageClassification:
+class ImageClassification(Classifier):
     """Accuracy over labelled images."""
 
     name = "image-classification"
@@ -30,7 +23,6 @@ class ImageClassification:
         "label": ("label", "labels", "class", "category", "target", "fine_label"),
     }
     optional: frozenset[str] = frozenset()
-    metrics = ("accuracy_drop_points",)
 
     def row_id(self, row: Mapping[str, Any]) -> str:
         """Content hash of the pixels."""
@@ -63,40 +55,6 @@ class ImageClassification:
             {},
             {"labels": label_names(config)},
         )
-
-    def score(
-        self,
-        run: Run,
-        examples: Examples[Any],
-        *,
-        batch_size: int = 1,
-        progress: Progress = SILENT,
-        workers: int = 1,
-    ) -> Scores:
-        """`correct`, `prediction`, `label` and `nll` of each image."""
-        return score_classes(
-            self.name, run, examples, batch_size=batch_size, progress=progress, workers=workers
-        )
-
-    def relate(self, reference: Scores, candidate: Scores) -> Scores:
-        """The candidate's scores as they are."""
-        return candidate
-
-    def task_loss(
-        self, outputs: Any, feeds: Mapping[str, torch.Tensor], labels: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """Cross-entropy over the classes."""
-        return class_loss(outputs, labels)
-
-    def distill_loss(
-        self,
-        student_outputs: Any,
-        teacher_outputs: Any,
-        feeds: Mapping[str, torch.Tensor],
-        temperature: float,
-    ) -> torch.Tensor:
-        """KL from teacher to student over the classes."""
-        return class_distillation(student_outputs, teacher_outputs, temperature)
 
     def example_feeds(
         self, config: dict[str, Any], preprocessor: Any, *, batch: int, length: int

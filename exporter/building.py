@@ -1,0 +1,264 @@
+"""Stages that make models: prune, fine-tune, export, quantize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.devices.local import host_description
+from exporter.graph.model import OnnxModel
+from exporter.models.examples import Calibration, Development, Examples, Feeds, Train
+from exporter.models.source import read_config
+from exporter.recipe import Candidate, FineTune, Pruning
+from exporter.stages import (
+    Built,
+    Checkpoint,
+    Context,
+    Prepared,
+    read_facts,
+    run_stage,
+    write_facts,
+)
+
+if TYPE_CHECKING:
+    from exporter.models.load import LoadedModule
+
+
+def reference_graph(context: Context) -> Built:
+    """The original model as float32 ONNX, behind the parity gate."""
+    return _export(context, None)
+
+
+def pruned(context: Context, pruning: Pruning, train: Prepared) -> Checkpoint:
+    """The original with units removed, as an ordinary checkpoint."""
+    examples: Examples[Train] = train.examples
+
+    def make(out: Path, scratch: Path) -> None:
+        from exporter.compress.prune import prune
+
+        result = prune(
+            _load(context, None).module,
+            context.task,
+            examples.head(pruning.examples),
+            pruning,
+            progress=context.progress,
+        )
+        _save_checkpoint(context, result.module, out)
+        write_facts(out, "facts.json", {"removed": result.removed, "skipped": list(result.skipped)})
+
+    entry = run_stage(
+        context,
+        None,
+        "pruned",
+        ("models", "compress"),
+        {
+            "model": context.source.content_hash,
+            "task": context.task.name,
+            "train": train.key,
+            "pruning": pruning.model_dump(),
+        },
+        make,
+    )
+    return Checkpoint(entry / "checkpoint", entry.name, read_facts(entry, "facts.json"))
+
+
+def fine_tuned(
+    context: Context,
+    student: Checkpoint | None,
+    teacher: Checkpoint | None,
+    options: FineTune,
+    train: Prepared,
+    development: Prepared,
+    *,
+    distil: bool,
+) -> Checkpoint:
+    """A checkpoint after recovery; `student` or `teacher` None stands for the original.
+
+    Without `distil` the task's own loss alone is used: the equal training of the reference.
+    """
+    train_examples: Examples[Train] = train.examples
+    development_examples: Examples[Development] = development.examples
+
+    def make(out: Path, scratch: Path) -> None:
+        from exporter.compress.finetune import fine_tune
+
+        result = fine_tune(
+            _load(context, student).module,
+            _load(context, teacher).module if distil else None,
+            context.task,
+            train_examples,
+            development_examples,
+            options,
+            seed=context.recipe.seed,
+            scratch=scratch,
+            progress=context.progress,
+        )
+        _save_checkpoint(context, result.module, out)
+        write_facts(
+            out,
+            "facts.json",
+            {
+                "history": result.history,
+                "best_step": result.best_step,
+                "development_loss": result.development_loss,
+            },
+        )
+
+    entry = run_stage(
+        context,
+        None,
+        "fine-tuned",
+        ("models", "compress"),
+        {
+            "model": context.source.content_hash,
+            "task": context.task.name,
+            "student": student.key if student else None,
+            "teacher": teacher.key if teacher else None,
+            "distil": distil,
+            "options": options.model_dump(),
+            "train": train.key,
+            "development": development.key,
+            "seed": context.recipe.seed,
+        },
+        make,
+    )
+    return Checkpoint(entry / "checkpoint", entry.name, read_facts(entry, "facts.json"))
+
+
+def exported(context: Context, checkpoint: Checkpoint) -> Built:
+    """A pruned or fine-tuned checkpoint as float32 ONNX, behind the parity gate."""
+    return _export(context, checkpoint)
+
+
+def quantized(
+    context: Context, built: Built, candidate: Candidate, calibration: Prepared, feeds: Feeds
+) -> Built:
+    """`built` in the candidate's format, audited, with its fusions chosen by measurement."""
+    examples: Examples[Calibration] = calibration.examples
+    target = context.target
+
+    def make(out: Path, scratch: Path) -> None:
+        from exporter.graph.audit import audit
+        from exporter.graph.fuse import choose_fusions
+        from exporter.quantize import QuantizeOptions, get_scheme
+
+        result = get_scheme(candidate.quantization).quantize(
+            built.model,
+            out / "model",
+            QuantizeOptions(
+                calibration=examples,
+                reduce_range=target.int8_may_saturate,
+                per_channel=candidate.per_channel,
+                block_size=candidate.block_size,
+                threads=target.threads,
+            ),
+        )
+        choose_fusions(result.model, feeds, threads=target.threads)
+        runs = audit(result.model, result.planned)
+        write_facts(
+            out,
+            "facts.json",
+            {
+                "planned": result.planned,
+                "integer": result.integer,
+                "kept_float": list(result.kept_float),
+                "op_counts": runs.op_counts,
+                "notes": list(result.notes),
+            },
+        )
+
+    entry = run_stage(
+        context,
+        f"quantize to {candidate.quantization}",
+        "quantized",
+        ("models", "graph", "quantize"),
+        {
+            "model": built.key,
+            "scheme": candidate.quantization,
+            "block_size": candidate.block_size,
+            "per_channel": candidate.per_channel,
+            "reduce_range": target.int8_may_saturate,
+            "threads": target.threads,
+            "calibration": calibration.key,
+            "cpu": host_description()["cpu"],
+        },
+        make,
+    )
+    return Built(OnnxModel(entry / "model"), entry.name, read_facts(entry, "facts.json"))
+
+
+def _export(context: Context, checkpoint: Checkpoint | None) -> Built:
+    source = context.source
+
+    def make(out: Path, scratch: Path) -> None:
+        from exporter.graph.export import export_model
+        from exporter.graph.parity import check_parity
+        from exporter.graph.source_onnx import adopt_onnx
+        from exporter.models.runner import torch_run
+
+        if source.kind == "onnx" and source.path is not None:
+            adopt_onnx(source.path, out / "model")
+            write_facts(out, "facts.json", {"parity": None})
+            return
+        loaded = _load(context, checkpoint)
+        directory = source.path if checkpoint is None else checkpoint.directory
+        config = source.config if checkpoint is None else read_config(checkpoint.directory)
+        model = export_model(
+            loaded,
+            task=context.task,
+            config=config,
+            checkpoint=directory,
+            out=out / "model",
+            progress=context.progress,
+        )
+        report = check_parity(
+            torch_run(loaded.module),
+            model,
+            context.task,
+            config,
+            loaded.preprocessor,
+            example_inputs=loaded.example_inputs,
+            progress=context.progress,
+        )
+        write_facts(out, "facts.json", {"parity": report.to_json()})
+
+    entry = run_stage(
+        context,
+        None,
+        "exported",
+        ("models", "graph"),
+        {
+            "model": context.source.content_hash,
+            "task": context.task.name,
+            "checkpoint": checkpoint.key if checkpoint else None,
+        },
+        make,
+    )
+    return Built(OnnxModel(entry / "model"), entry.name, read_facts(entry, "facts.json"))
+
+
+def _load(context: Context, checkpoint: Checkpoint | None) -> LoadedModule:
+    """The module of a checkpoint that a stage made; None stands for the original."""
+    from exporter.models.load import LoadedModule, load_checkpoint, load_module, preprocessor_from
+
+    source = context.source
+    if checkpoint is None:
+        return load_module(source)
+    return LoadedModule(
+        load_checkpoint(
+            checkpoint.directory, source.task, trust_remote_code=source.trust_remote_code
+        ),
+        preprocessor_from(checkpoint.directory, source.task),
+        None,
+    )
+
+
+def _save_checkpoint(context: Context, module: Any, out: Path) -> None:
+    """Write an ordinary checkpoint, preprocessor included, to `out/checkpoint`."""
+    from exporter.models.load import load_preprocessor
+
+    directory = out / "checkpoint"
+    module.save_pretrained(directory)
+    preprocessor = load_preprocessor(context.source)
+    if preprocessor is not None:
+        preprocessor.save_pretrained(directory)
