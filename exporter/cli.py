@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from exporter.errors import EXIT_TOOL, EXIT_USAGE, ExporterError, InputError, Interrupted
+from exporter.errors import EXIT_USAGE, InputError
+from exporter.exits import print_json, reporting_errors
 
 app = typer.Typer(
     name="exporter",
@@ -109,7 +104,7 @@ def export(
     debug: Debug_ = False,
 ) -> None:
     """Prune, fine-tune, export, quantize, judge and ship MODEL for a target."""
-    with _reporting_errors(debug, as_json):
+    with reporting_errors(debug, as_json):
         from exporter.display import progress_for
         from exporter.pipeline import export as run
 
@@ -147,7 +142,7 @@ def check(
     debug: Debug_ = False,
 ) -> None:
     """Judge a finished ARTIFACT again, here, now."""
-    with _reporting_errors(debug, as_json):
+    with reporting_errors(debug, as_json):
         from exporter.display import progress_for
         from exporter.recheck import check as run
 
@@ -170,7 +165,7 @@ def plan(
     debug: Debug_ = False,
 ) -> None:
     """Say what `export` would do, and why, without doing it."""
-    with _reporting_errors(debug, as_json):
+    with reporting_errors(debug, as_json):
         from exporter.planning import plan as run
 
         made = run(
@@ -185,7 +180,7 @@ def plan(
             trust_remote_code=trust_remote_code,
         )
         if as_json:
-            _print_json(made.to_json())
+            print_json(made.to_json())
         else:
             Console().print(made.to_text(), markup=False, highlight=False, soft_wrap=True)
 
@@ -206,16 +201,16 @@ def targets(
     debug: Debug_ = False,
 ) -> None:
     """List the target profiles, or show one."""
-    with _reporting_errors(debug, as_json):
+    with reporting_errors(debug, as_json):
         from exporter.recipe import Recipe
         from exporter.target import Target, load_target, target_names
 
         if schema or recipe_schema:
-            _print_json((Target if schema else Recipe).model_json_schema())
+            print_json((Target if schema else Recipe).model_json_schema())
         elif name is not None:
             profile = load_target(name)
             if as_json:
-                _print_json(profile.model_dump(mode="json"))
+                print_json(profile.model_dump(mode="json"))
             else:
                 from exporter.toml import to_toml
 
@@ -223,7 +218,7 @@ def targets(
         else:
             profiles = [load_target(known) for known in target_names()]
             if as_json:
-                _print_json([p.model_dump(mode="json") for p in profiles])
+                print_json([p.model_dump(mode="json") for p in profiles])
             else:
                 for p in profiles:
                     typer.echo(f"{p.name:<12} {p.description}")
@@ -245,7 +240,7 @@ def _finish(result: Any, as_json: bool) -> None:
     from exporter.report.terminal import print_summary
 
     if as_json:
-        _print_json(result.report.to_json())
+        print_json(result.report.to_json())
         console = _stderr()
     else:
         console = Console()
@@ -253,78 +248,8 @@ def _finish(result: Any, as_json: bool) -> None:
     sys.exit(result.exit_code)
 
 
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
 def _stderr() -> Console:
     return Console(stderr=True)
-
-
-@contextmanager
-def _reporting_errors(debug: bool, as_json: bool) -> Iterator[None]:
-    """Turn every error into one message and its exit code; keep libraries quiet."""
-    if not debug:
-        _quiet_libraries()
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        stopped = Interrupted(
-            "exporter", "stopped", remedy="finished stages are kept: run it again to go on."
-        )
-        _fail(stopped, stopped.exit_code, as_json)
-    except ExporterError as error:
-        if debug:
-            raise
-        _fail(error, error.exit_code, as_json)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_TOOL)
-    except Exception as error:
-        if debug:
-            raise
-        first = (str(error).strip().splitlines() or [""])[0][:300]
-        text = f"{type(error).__name__}: {first}"
-        _fail(
-            f"exporter failed: {text}; run again with --debug for the traceback.",
-            EXIT_TOOL,
-            as_json,
-        )
-
-
-def _fail(error: object, code: int, as_json: bool) -> None:
-    if as_json:
-        kind = type(error).__name__ if isinstance(error, Exception) else "InternalError"
-        _print_json({"error": str(error), "kind": kind, "exit_code": code})
-    typer.echo(f"error: {error}", err=True)
-    sys.exit(code)
-
-
-def _terminated(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _quiet_libraries() -> None:
-    warnings.filterwarnings("ignore")
-    for name, value in (
-        ("TRANSFORMERS_VERBOSITY", "error"),
-        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
-        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
-        ("HF_HUB_DISABLE_TELEMETRY", "1"),
-        ("TOKENIZERS_PARALLELISM", "false"),
-        ("TQDM_DISABLE", "1"),
-        ("PYTHONWARNINGS", "ignore"),
-        # Threads that spin while they wait cost a tenth less when alone, and made training ten
-        # times slower beside another process on the same cores.
-        ("OMP_WAIT_POLICY", "PASSIVE"),
-    ):
-        os.environ.setdefault(name, value)
-    import logging
-
-    logging.getLogger().setLevel(logging.ERROR)
 
 
 def main() -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from exporter.artifact import Artifact, load_artifact
 from exporter.cache import Cache, default_cache_directory
-from exporter.devices.local import Memory, host_description, peak_memory
+from exporter.devices.local import host_description, peak_memory
 from exporter.errors import ArtifactError
 from exporter.graph.model import OnnxModel
 from exporter.graph.session import open_run
 from exporter.judge.gate import judge, not_judged
 from exporter.judge.latency import rounds_for
-from exporter.judge.measure import measure
+from exporter.judge.measure import Measurements, measure
 from exporter.judge.memory import judge_memory
 from exporter.judge.quality import judge_quality
-from exporter.judge.size import Size, judge_size, measure_size
+from exporter.judge.size import judge_size, measure_size
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, overall
 from exporter.models.examples import Examples, Feeds, Test, load_examples
 from exporter.models.scores import Scores, load_scores
@@ -27,6 +27,7 @@ from exporter.pipeline import Result
 from exporter.progress import Progress, Silent
 from exporter.report.document import Report
 from exporter.report.wording import explain
+from exporter.ship.bundle import EVIDENCE, MEASUREMENTS
 from exporter.shipping import phases_of
 from exporter.stages import workload_feeds
 from exporter.target import Budget, Target, load_target
@@ -151,7 +152,7 @@ def _scores(
     artifact: Artifact, here: _Here, task: Task, progress: Progress, notes: list[str]
 ) -> tuple[Scores, Scores]:
     """Scores of reference and candidate: anew where that is possible, else the evidence."""
-    evidence = artifact.directory / "evidence"
+    evidence = artifact.directory / EVIDENCE
     before, after = load_scores(evidence, "reference"), load_scores(evidence, "candidate")
     if here.examples is None or here.quality_reference is None:
         notes.append(
@@ -189,8 +190,8 @@ def _without_reference(
     feeds: Feeds | None,
 ) -> tuple[Judgement, ...]:
     """What can be judged of a candidate alone; a latency ratio cannot, and stays open."""
-    size = Size(**artifact.manifest["reference_size"])
-    memory = Memory(**artifact.manifest["reference_memory"])
+    evidence = artifact.directory / EVIDENCE
+    shipped = Measurements.from_json(_json(evidence / MEASUREMENTS))
     weighed = measure_size(here.candidate)
     quality = {j.metric: j for j in judge_quality(before, after, target.budgets, target.evidence)}
     judgements = []
@@ -199,10 +200,10 @@ def _without_reference(
         if metric in quality:
             judgements.append(quality[metric])
         elif "size" in metric:
-            judgements.append(judge_size(size, weighed, budget))
+            judgements.append(judge_size(shipped.reference_size, weighed, budget))
         elif metric == "peak_memory_mib" and feeds is not None:
             peak = peak_memory(here.candidate, feeds, target.workload, threads=target.threads)
-            judgements.append(judge_memory(memory, (peak,), budget))
+            judgements.append(judge_memory(shipped.reference_memory, (peak,), budget))
         else:
             judgements.append(_open(budget))
     return tuple(judgements)

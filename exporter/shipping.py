@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +116,13 @@ def ship(
                 "candidate": chosen.built.key,
                 "test": test.key,
             },
-            "reference_size": asdict(outcome.measurements.reference_size),
-            "reference_memory": asdict(outcome.measurements.reference_memory),
             "versions": library_versions(),
             "seed": context.recipe.seed,
             "command": command,
         },
         reference_scores=outcome.reference_scores,
         candidate_scores=outcome.candidate_scores,
+        measurements=outcome.measurements.to_json(),
     )
     return report
 

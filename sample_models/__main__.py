@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.size and options.name != "code_lm":
         parser.error("--size is only for code_lm")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see exporter/cli.py
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see exporter/exits.py
     warnings.filterwarnings("ignore")
     progress = progress_for(Console(stderr=True))
     sample = importlib.import_module(f"sample_models.{options.name}")

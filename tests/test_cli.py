@@ -212,6 +212,8 @@ def test_a_stopped_run_says_so_and_leaves_the_old_artifact(
         [sys.executable, "-m", "exporter", "export", made["model"], "-d", made["data"],
          "-t", made["profile"], "-o", out],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "EXPORTER_CACHE": str(tmp_path)},
+        # a test run started in the background may have inherited an ignored Ctrl-C
+        preexec_fn=lambda: signal.signal(how, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:

@@ -22,6 +22,7 @@ TOP = (
     "recheck",
     "planning",
     "display",
+    "exits",
     "cli",
 )
 HEAVY = ("torch", "transformers", "datasets", "optimum")

@@ -17,6 +17,7 @@ from exporter.models.text import label_names
 from exporter.ship.runner import write_runner
 
 EVIDENCE = "evidence"
+MEASUREMENTS = "measurements.json"
 
 # What belongs to a model besides its weights. Weights of the source never ship beside ONNX.
 _COMPANIONS = (
@@ -99,19 +100,24 @@ def assemble(
     manifest: Mapping[str, Any],
     reference_scores: Scores | None = None,
     candidate_scores: Scores | None = None,
+    measurements: Mapping[str, Any] | None = None,
 ) -> None:
     """Add evidence and reports to what `assemble_model` wrote, then the manifest over it all.
 
     Args:
         documents: file name -> text, such as `exporter.report.render.render(report)` makes.
         manifest: what the manifest says besides the hashes of the files.
+        measurements: every single time, size and peak, JSON-ready.
     """
     evidence = directory / EVIDENCE
+    evidence.mkdir(exist_ok=True)
     for name, scores in (("reference", reference_scores), ("candidate", candidate_scores)):
         if scores is not None:
-            evidence.mkdir(exist_ok=True)
             # embeddings are as large as a model and prove nothing by themselves
             replace(scores, arrays={}).save(evidence, name)
+    if measurements is not None:
+        text = json.dumps(measurements, indent=1, allow_nan=False)
+        (evidence / MEASUREMENTS).write_text(text + "\n", encoding="utf-8")
     for name, text in documents.items():
         (directory / name).write_text(text, encoding="utf-8")
     write_manifest(directory, dict(manifest))
