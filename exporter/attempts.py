@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from exporter import building, stages
@@ -13,9 +13,8 @@ from exporter.judge.verdict import Judgement
 from exporter.models.examples import Feeds
 from exporter.models.scores import Scores
 from exporter.models.splits import Splits
-from exporter.progress import Prefixed
 from exporter.recipe import Candidate, FineTune
-from exporter.stages import Built, Checkpoint, Context, Prepared
+from exporter.stages import Built, Checkpoint, Context, Prepared, about
 
 # Enough rounds to rank candidates; the final timing takes the profile's number.
 DEVELOPMENT_ROUNDS = 15
@@ -167,9 +166,7 @@ def _attempt(
     built = building.quantized(
         context, float_candidate, candidate, material.calibration, material.feeds
     )
-    before = stages.scored(about(context, "reference"), float_reference, material.development)
-    after = stages.scored(context, built, material.development)
-    after = context.task.relate(before, after)
+    before, after = stages.judged_scores(context, float_reference, built, material.development)
     measurements = stages.measured(context, reference, built, material.feeds, DEVELOPMENT_ROUNDS)
     return Attempt(
         candidate,
@@ -203,8 +200,3 @@ def _equally_trained(
     if not checkpoint.facts["best_step"]:
         return None, reference  # training never helped
     return checkpoint, building.exported(context, checkpoint)
-
-
-def about(context: Context, name: str) -> Context:
-    """The context whose progress says what it works on."""
-    return replace(context, progress=Prefixed(context.progress, name))

@@ -64,6 +64,12 @@ Column_ = Annotated[
     list[str] | None,
     typer.Option("--column", "-c", help="canonical=yours, such as text=review. May repeat."),
 ]
+Slice_ = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slice", help="Column whose values group the examples: the worst group is judged too."
+    ),
+]
 Seed_ = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Pickle_ = Annotated[
     bool, typer.Option("--allow-pickle", help="Load .bin weights: they can run code.")
@@ -96,8 +102,15 @@ def export(
         Path | None, typer.Option("--out", "-o", help="Default: dist/<model>-<target>.")
     ] = None,
     column: Column_ = None,
+    slice_: Slice_ = None,
     seed: Seed_ = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Redo finished stages.")] = False,
+    examples: Annotated[
+        bool,
+        typer.Option(
+            "--examples/--no-examples", help="Whether the report may quote test examples."
+        ),
+    ] = True,
     allow_pickle: Pickle_ = False,
     trust_remote_code: Remote_ = False,
     as_json: Json_ = False,
@@ -116,6 +129,8 @@ def export(
             recipe=recipe,
             out=out,
             columns=_columns(column),
+            slices=slice_ or (),
+            show_examples=examples,
             seed=seed,
             fresh=fresh,
             allow_pickle=allow_pickle,
@@ -158,6 +173,7 @@ def plan(
     task: Task_ = None,
     recipe: Recipe_ = None,
     column: Column_ = None,
+    slice_: Slice_ = None,
     seed: Seed_ = None,
     allow_pickle: Pickle_ = False,
     trust_remote_code: Remote_ = False,
@@ -175,6 +191,7 @@ def plan(
             task=task,
             recipe=recipe,
             columns=_columns(column),
+            slices=slice_ or (),
             seed=seed,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,

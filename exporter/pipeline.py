@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from exporter import building, stages
 from exporter.artifact import publishing
-from exporter.attempts import Attempt, about, attempt, prepare
+from exporter.attempts import Attempt, attempt, prepare
 from exporter.cache import Cache, default_cache_directory
 from exporter.choose import best
 from exporter.devices.local import host_description
@@ -25,7 +25,7 @@ from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe, recipe_from
 from exporter.report.document import Report
 from exporter.shipping import Outcome, ship
-from exporter.stages import Built, Context, Prepared
+from exporter.stages import Built, Context, Prepared, about
 from exporter.target import Target, load_target
 
 
@@ -60,6 +60,8 @@ def export(
     recipe: Recipe | Path | str | dict[str, Any] | None = None,
     out: Path | str | None = None,
     columns: Mapping[str, str] | None = None,
+    slices: Sequence[str] = (),
+    show_examples: bool = True,
     seed: int | None = None,
     fresh: bool = False,
     allow_pickle: bool = False,
@@ -78,6 +80,8 @@ def export(
         recipe: replaces the profile's.
         out: the artifact's directory; default `dist/<model>-<target>`.
         columns: canonical column -> its name in the data.
+        slices: columns whose values group the examples; the worst group is judged and shown.
+        show_examples: whether the report may quote test examples.
         seed: replaces the recipe's.
         fresh: redo finished stages.
         cache: directory of finished stages; default `$EXPORTER_CACHE`, else the user's cache.
@@ -102,7 +106,7 @@ def export(
             Cache(cache or default_cache_directory(), fresh=fresh),
             progress or Silent(),
         )
-        splits = read_splits(context, str(data), columns)
+        splits = read_splits(context, str(data), columns, slices)
         material = prepare(context, splits)
         reference = building.reference_graph(about(context, "reference"))
         attempts = [
@@ -122,6 +126,8 @@ def export(
             splits=splits,
             data=str(data),
             columns=dict(columns or {}),
+            slices=slices,
+            show_examples=show_examples,
             attempts=attempts,
             chosen=chosen,
             reference=reference,
@@ -145,7 +151,9 @@ def resolve_target(
     return profile.model_copy(update={"recipe": chosen})
 
 
-def read_splits(context: Context, data: str, columns: Mapping[str, str] | None) -> Splits:
+def read_splits(
+    context: Context, data: str, columns: Mapping[str, str] | None, slices: Sequence[str]
+) -> Splits:
     """The data, divided; see `make_splits`."""
     with context.progress.stage("read and split the data"):
         return make_splits(
@@ -155,6 +163,7 @@ def read_splits(context: Context, data: str, columns: Mapping[str, str] | None) 
             label_names=context.source.config.get("label2id"),
             seed=context.recipe.seed,
             calibration_examples=context.recipe.calibration_examples,
+            slices=slices,
         )
 
 
@@ -164,8 +173,7 @@ def final_judgement(
     """The one reading of the test split, and the full timing, of the candidate that ships."""
     if chosen.built is None or chosen.reference is None:
         raise ValueError("only an attempt that was built can be judged")
-    before = stages.scored(about(context, "reference"), chosen.reference, test)
-    after = context.task.relate(before, stages.scored(context, chosen.built, test))
+    before, after = stages.judged_scores(context, chosen.reference, chosen.built, test)
     rounds = rounds_for(context.target, host_description())
     measurements = stages.measured(context, reference, chosen.built, feeds, rounds)
     judgements = judge(before, after, measurements, context.target)

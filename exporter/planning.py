@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import DataError
-from exporter.judge.quality import MINIMUM_CLUSTERS
-from exporter.judge.statistics import required_examples, zero_flips_needed
+from exporter.judge.statistics import MINIMUM_CLUSTERS, required_examples, zero_flips_needed
 from exporter.models.source import resolve_source
 from exporter.models.splits import make_splits
 from exporter.models.tasks import get_task
@@ -66,6 +65,7 @@ def plan(
     task: str | None = None,
     recipe: Recipe | Path | str | dict[str, Any] | None = None,
     columns: Mapping[str, str] | None = None,
+    slices: Sequence[str] = (),
     seed: int | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
@@ -88,6 +88,7 @@ def plan(
         label_names=source.config.get("label2id"),
         seed=profile.recipe.seed,
         calibration_examples=profile.recipe.calibration_examples,
+        slices=slices,
     )
     budgets = profile.budgets.for_task(source.task)
     steps, left_out = {}, {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +11,10 @@ from exporter.cache import Cache, default_cache_directory
 from exporter.devices.local import host_description, peak_memory
 from exporter.errors import ArtifactError
 from exporter.graph.model import OnnxModel
-from exporter.graph.session import open_run
-from exporter.judge.gate import judge, not_judged
+from exporter.judge.gate import judge, judge_answers, not_judged
 from exporter.judge.latency import rounds_for
 from exporter.judge.measure import Measurements, measure
 from exporter.judge.memory import judge_memory
-from exporter.judge.quality import judge_quality
 from exporter.judge.size import judge_size, measure_size
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, overall
 from exporter.models.examples import Examples, Feeds, Test, load_examples
@@ -28,8 +25,8 @@ from exporter.progress import Progress, Silent
 from exporter.report.document import Report
 from exporter.report.wording import explain
 from exporter.ship.bundle import EVIDENCE, MEASUREMENTS
-from exporter.shipping import phases_of
-from exporter.stages import workload_feeds
+from exporter.shipping import observed, phases_of, slice_rows
+from exporter.stages import answers, workload_feeds
 from exporter.target import Budget, Target, load_target
 from exporter.toml import validated
 
@@ -93,7 +90,7 @@ def check(
             progress=shown,
         )
         judgements = judge(before, after, measurements, profile)
-        notes += not_judged(measurements, profile, task.name)
+        notes += not_judged(measurements, profile, after)
         report = replace(
             report,
             phases=phases_of(measurements, profile),
@@ -108,6 +105,8 @@ def check(
         verdict=verdict.value,
         summary=explain(as_json),
         judgements=as_json,
+        observations=observed(before, after, profile),
+        slices=slice_rows(before, after, profile),
         target=profile.model_dump(mode="json", exclude={"recipe", "budgets"}, exclude_none=True),
         notes=tuple(notes),
     )
@@ -160,11 +159,9 @@ def _scores(
             "the test examples are not in this machine's cache."
         )
         return before, after
-    workers = os.cpu_count() or 1
-    before = task.score(
-        open_run(here.quality_reference), here.examples, progress=progress, workers=workers
-    )
-    after = task.score(open_run(here.candidate), here.examples, progress=progress, workers=workers)
+    before = answers(task, here.quality_reference, here.examples, progress=progress)
+    against = here.quality_reference if task.joint else None
+    after = answers(task, here.candidate, here.examples, against=against, progress=progress)
     return before, task.relate(before, after)
 
 
@@ -193,7 +190,7 @@ def _without_reference(
     evidence = artifact.directory / EVIDENCE
     shipped = Measurements.from_json(_json(evidence / MEASUREMENTS))
     weighed = measure_size(here.candidate)
-    quality = {j.metric: j for j in judge_quality(before, after, target.budgets, target.evidence)}
+    quality = {j.metric: j for j in judge_answers(before, after, target)}
     judgements = []
     for budget in target.budgets.for_task(before.task):
         metric = budget.kind.metric

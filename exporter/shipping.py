@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from exporter import __version__
 from exporter.attempts import Attempt
 from exporter.cache import library_versions
+from exporter.flips import worth_reading
+from exporter.judge.divergence import divergences
 from exporter.judge.gate import not_judged
 from exporter.judge.latency import PhaseLatency
 from exporter.judge.measure import Measurements
+from exporter.judge.slices import slices_of
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, Judgement, Verdict, overall
 from exporter.models.scores import Scores
 from exporter.models.source import read_config
 from exporter.models.splits import Splits
-from exporter.report.document import CandidateRow, Phase, Report, Status
+from exporter.report.document import (
+    CandidateRow,
+    Flip,
+    Observation,
+    Phase,
+    Report,
+    SliceRow,
+    Status,
+)
 from exporter.report.render import render
 from exporter.report.wording import explain
 from exporter.ship.bundle import assemble, assemble_model
 from exporter.stages import MAX_LENGTH, Built, Context, Prepared
-from exporter.target import Target
+from exporter.target import BUDGET_KINDS, Target
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,8 @@ def ship(
     splits: Splits,
     data: str,
     columns: Mapping[str, str],
+    slices: Sequence[str],
+    show_examples: bool,
     attempts: Sequence[Attempt],
     chosen: Attempt,
     reference: Built,
@@ -64,11 +77,10 @@ def ship(
         max_length=MAX_LENGTH,
         paired="text_pair" in splits.test.rows[0],
     )
-    command = _command(context, data, columns, out)
+    command = _command(context, data, columns, slices, out, show_examples=show_examples)
     report = describe(
         title=f"{out.name}",
         target=context.target,
-        task=context.task.name,
         outcome=outcome,
         model={
             "name": source.name,
@@ -88,6 +100,7 @@ def ship(
         },
         recipe=chosen.candidate.model_dump(mode="json", exclude_none=True),
         candidates=tuple(_row(a, chosen) for a in attempts),
+        flips=_flips(context, outcome, splits, test) if show_examples else (),
         pruning=chosen.removed,
         recovery=chosen.recovery,
         parity=chosen.float_built.facts.get("parity"),
@@ -128,7 +141,7 @@ def ship(
 
 
 def describe(
-    *, title: str, target: Target, task: str, outcome: Outcome, notes: tuple[str, ...], **facts: Any
+    *, title: str, target: Target, outcome: Outcome, notes: tuple[str, ...], **facts: Any
 ) -> Report:
     """The report of an outcome; `facts` are the report's other fields."""
     measurements = outcome.measurements
@@ -142,10 +155,45 @@ def describe(
             **target.model_dump(mode="json", exclude={"recipe", "budgets"}, exclude_none=True),
         },
         phases=phases_of(measurements, target),
+        observations=observed(outcome.reference_scores, outcome.candidate_scores, target),
+        slices=slice_rows(outcome.reference_scores, outcome.candidate_scores, target),
         environment=measurements.host,
         versions=library_versions(),
-        notes=(*notes, *not_judged(measurements, target, task)),
+        notes=(*notes, *not_judged(measurements, target, outcome.candidate_scores)),
         **facts,
+    )
+
+
+def _flips(context: Context, outcome: Outcome, splits: Splits, test: Prepared) -> tuple[Flip, ...]:
+    from exporter.models.load import load_preprocessor
+
+    tokens = context.task.name == "text-generation"
+    return worth_reading(
+        outcome.reference_scores,
+        outcome.candidate_scores,
+        splits.test,
+        test.examples,
+        load_preprocessor(context.source) if tokens else None,
+    )
+
+
+def slice_rows(before: Scores, after: Scores, target: Target) -> tuple[SliceRow, ...]:
+    """The groups of the examples as the reports show them."""
+    return tuple(SliceRow(**asdict(s)) for s in slices_of(before, after, target.evidence))
+
+
+def observed(before: Scores, after: Scores, target: Target) -> tuple[Observation, ...]:
+    """What was measured of the answers, for which the profile has no budget."""
+    return tuple(
+        Observation(
+            title=kind.title,
+            unit=kind.unit,
+            candidate=figure.measured,
+            note=f"The profile sets no {figure.metric} ({figure.what}).",
+        )
+        for figure in divergences(before, after, target.evidence)
+        if getattr(target.budgets, figure.metric) is None
+        for kind in (BUDGET_KINDS[figure.metric],)
     )
 
 
@@ -219,11 +267,22 @@ def _notes(context: Context, chosen: Attempt, reference: Built) -> list[str]:
     return notes
 
 
-def _command(context: Context, data: str, columns: Mapping[str, str], out: Path) -> str:
+def _command(
+    context: Context,
+    data: str,
+    columns: Mapping[str, str],
+    slices: Sequence[str],
+    out: Path,
+    *,
+    show_examples: bool,
+) -> str:
     words = ["exporter", "export", context.source.location]
     words += ["--target", context.target.name, "--data", data, "--task", context.task.name]
     for canonical, own in columns.items():
         words += ["--column", f"{canonical}={own}"]
+    for name in slices:
+        words += ["--slice", name]
+    words += [] if show_examples else ["--no-examples"]
     words += ["--seed", str(context.recipe.seed), "--out", str(out)]
     words += ["--allow-pickle"] if context.source.allow_pickle else []
     words += ["--trust-remote-code"] if context.source.trust_remote_code else []

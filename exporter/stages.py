@@ -6,14 +6,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from exporter.cache import Cache
 from exporter.devices.local import host_description
 from exporter.graph.model import OnnxModel
 from exporter.judge.measure import Measurements, measure
+from exporter.models.columns import SLICES
 from exporter.models.examples import (
     Examples,
     Feeds,
@@ -23,15 +24,13 @@ from exporter.models.examples import (
     stack,
 )
 from exporter.models.scores import Scores, load_scores
+from exporter.models.slices import sliced
 from exporter.models.source import Source
 from exporter.models.tasks import Task
 from exporter.models.text import model_length
-from exporter.progress import Progress
+from exporter.progress import Prefixed, Progress
 from exporter.recipe import Recipe
 from exporter.target import Target
-
-if TYPE_CHECKING:
-    pass
 
 R = TypeVar("R", bound=Role)
 
@@ -92,7 +91,7 @@ def prepare(context: Context, split: Split[R], limit: int | None = None) -> Prep
             max_length=MAX_LENGTH,
             limit=limit,
         )
-        examples.save(out)
+        sliced(examples, split).save(out)
 
     entry = run_stage(
         context,
@@ -137,28 +136,63 @@ def workload_feeds(
     return task.example_feeds(config, preprocessor, batch=workload.batch, length=length)
 
 
-def scored(context: Context, built: Built, prepared: Prepared) -> Scores:
+def judged_scores(
+    context: Context, reference: Built, candidate: Built, prepared: Prepared
+) -> tuple[Scores, Scores]:
+    """Scores of both files on the same examples, the candidate's with how far it diverges."""
+    before = scored(about(context, "reference"), reference, prepared)
+    against = reference if context.task.joint else None
+    return before, context.task.relate(before, scored(context, candidate, prepared, against))
+
+
+def scored(
+    context: Context, built: Built, prepared: Prepared, against: Built | None = None
+) -> Scores:
     """Per-example scores of the file that ships, on the runtime that ships."""
 
     def make(out: Path, scratch: Path) -> None:
-        from exporter.graph.session import open_run
-
-        run = open_run(built.model)
-        workers = os.cpu_count() or 1  # one example each: the answers do not depend on it
-        scores = context.task.score(
-            run, prepared.examples, progress=context.progress, workers=workers
-        )
-        scores.save(out)
+        answers(
+            context.task,
+            built.model,
+            prepared.examples,
+            against=against.model if against else None,
+            progress=context.progress,
+        ).save(out)
 
     entry = run_stage(
         context,
         None,
         "scores",
         ("models", "graph"),
-        {"model": built.key, "examples": prepared.key, "cpu": host_description()["cpu"]},
+        {
+            "model": built.key,
+            "against": against.key if against else None,
+            "examples": prepared.key,
+            "cpu": host_description()["cpu"],
+        },
         make,
     )
     return load_scores(entry)
+
+
+def answers(
+    task: Task,
+    model: OnnxModel,
+    examples: Examples[Any],
+    *,
+    against: OnnxModel | None = None,
+    progress: Progress,
+) -> Scores:
+    """What a model answers to each example, scored, by every core there is."""
+    from exporter.graph.session import open_run
+
+    return task.score(
+        open_run(model),
+        examples,
+        against=open_run(against) if against else None,
+        progress=progress,
+        workers=os.cpu_count() or 1,  # one example each: the answers do not depend on it
+    )
 
 
 def measured(
@@ -219,11 +253,17 @@ def run_stage(
 
 
 def _hash_of(split: Split[Any]) -> str:
-    """Content of a split, in order: what each row shows the model, and its label."""
+    """Content of a split, in order: what each row shows the model, its label and its groups."""
     digest = hashlib.sha256()
     for identity, row in zip(split.ids, split.rows, strict=True):
-        digest.update(f"{identity}\0{row.get('label', '')}\n".encode())
+        told = [identity, row.get("label", ""), row.get(SLICES, {})]
+        digest.update(json.dumps(told).encode() + b"\n")
     return digest.hexdigest()
+
+
+def about(context: Context, name: str) -> Context:
+    """The context whose progress says what it works on."""
+    return replace(context, progress=Prefixed(context.progress, name))
 
 
 def write_facts(directory: Path, name: str, value: dict[str, Any]) -> None:

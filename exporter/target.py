@@ -29,18 +29,27 @@ class Workload(_Table):
 
 @dataclass(frozen=True)
 class BudgetKind:
-    """What one budget measures and which side of its limit is good."""
+    """What one budget measures and which side of its limit is good.
+
+    Attributes:
+        origin: its value for a candidate that loses nothing or costs nothing.
+        veto: it blocks on evidence of harm instead of demanding evidence of none: what was
+            observed must lie within the limit. For tails and small groups, about which a test
+            set of ordinary size can never prove anything.
+    """
 
     metric: str
     title: str
     unit: str
     good: Literal["below", "above"]
     tasks: tuple[str, ...] | None = None  # None: every task
-    minimum: float = 0.0
-    maximum: float | None = None
+    origin: float = 0.0
+    veto: bool = False
 
 
-ACCURACY_TASKS = ("text-classification", "image-classification", "feature-extraction")
+CLASSIFICATION_TASKS = ("text-classification", "image-classification")
+ACCURACY_TASKS = (*CLASSIFICATION_TASKS, "feature-extraction")
+KL_TASKS = (*CLASSIFICATION_TASKS, "text-generation")
 
 BUDGET_KINDS: dict[str, BudgetKind] = {
     kind.metric: kind
@@ -48,7 +57,22 @@ BUDGET_KINDS: dict[str, BudgetKind] = {
         BudgetKind("accuracy_drop_points", "accuracy drop", "points", "below", ACCURACY_TASKS),
         BudgetKind("perplexity_ratio", "perplexity ratio", "×", "below", ("text-generation",), 1),
         BudgetKind(
-            "embedding_cosine", "cosine to reference", "", "above", ("feature-extraction",), -1, 1
+            "embedding_cosine", "cosine to reference", "", "above", ("feature-extraction",), 1
+        ),
+        BudgetKind("flip_ratio", "answers that differ", "", "below", ACCURACY_TASKS),
+        BudgetKind("kl_mean_nats", "KL divergence, mean", "nats", "below", KL_TASKS),
+        BudgetKind("kl_p999_nats", "KL divergence, p99.9", "nats", "below", KL_TASKS, veto=True),
+        BudgetKind(
+            "worst_slice_drop_points", "worst slice", "points", "below", ACCURACY_TASKS, veto=True
+        ),
+        BudgetKind(
+            "worst_slice_perplexity_ratio",
+            "worst slice, perplexity ratio",
+            "×",
+            "below",
+            ("text-generation",),
+            1,
+            veto=True,
         ),
         BudgetKind("latency_ratio", "latency ratio (host)", "×", "below"),
         BudgetKind("latency_p95_ms", "latency p95", "ms", "below"),
@@ -80,6 +104,25 @@ class Budgets(_Table):
     )
     embedding_cosine: float | None = Field(
         None, gt=-1, lt=1, description="Mean cosine between candidate and reference embeddings."
+    )
+    flip_ratio: float | None = Field(
+        None, gt=0, le=1, description="Share of answers (or retrievals) unlike the reference's."
+    )
+    kl_mean_nats: float | None = Field(
+        None,
+        gt=0,
+        description="Mean KL divergence of the answers' distribution, an answer or token.",
+    )
+    kl_p999_nats: float | None = Field(
+        None, gt=0, description="Veto: 99.9th percentile of the KL divergence, as observed."
+    )
+    worst_slice_drop_points: float | None = Field(
+        None,
+        gt=0,
+        description="Veto: accuracy lost in the worst class, or group of a --slice column.",
+    )
+    worst_slice_perplexity_ratio: float | None = Field(
+        None, gt=1, description="Veto: perplexity ratio in the worst group of a --slice column."
     )
     latency_ratio: float | None = Field(
         None, gt=0, le=1, description="Latency over the float32 reference's, interleaved, here."

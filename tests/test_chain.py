@@ -213,6 +213,31 @@ def test_an_onnx_file_goes_through_without_pruning(classifier: dict[str, Path]) 
     assert {rows["dynamic-int8"].status, rows["static-int8"].status} & {"chosen"}
 
 
+def test_flips_are_real_and_quoted_only_with_leave(classifier: dict[str, Path]) -> None:
+    bold = {"candidates": [{"name": "bold", "quantization": "none", "pruning": {"ffn": 0.9}}]}
+    target = chain.quick_target(recipe=bold, worst_slice_drop_points=50, flip_ratio=0.9)
+    result = _run(classifier, "flips", target=target)
+    before = load_scores(result.directory / "evidence", "reference")
+    after = load_scores(result.directory / "evidence", "candidate")
+    differ = int((before.values["prediction"] != after.values["prediction"]).sum())
+    assert differ
+    assert len(result.report.flips) == min(differ, 10)
+    for flip in result.report.flips:
+        assert flip.reference != flip.candidate
+        assert flip.expected == tiny.label_of(flip.text)
+    flips = next(j for j in result.judgements if j.metric == "flip_ratio")
+    assert flips.measured == pytest.approx(differ / len(before))
+    assert {row.name for row in result.report.slices} <= set(tiny.LABELS)
+    quoted = result.report.flips[0].text
+    assert quoted in (result.directory / "report.html").read_text(encoding="utf-8")
+
+    silent = _run(classifier, "silent", target=target, show_examples=False)
+    assert silent.report.flips == ()
+    assert "--no-examples" in silent.report.command
+    for name in ("report.html", "report.json", "report.md", "junit.xml"):
+        assert quoted not in (silent.directory / name).read_text(encoding="utf-8")
+
+
 def made_key(result: exporter.Result) -> str:
     manifest = load_artifact(result.directory).manifest
     return str(manifest["stages"]["reference"])

@@ -17,6 +17,7 @@ TOP = (
     "building",
     "attempts",
     "choose",
+    "flips",
     "shipping",
     "pipeline",
     "recheck",

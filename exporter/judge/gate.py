@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from exporter.devices.local import matches
+from exporter.judge.divergence import judge_divergence
 from exporter.judge.latency import judge_latency_ratio, judge_p95
 from exporter.judge.measure import Measurements
 from exporter.judge.memory import judge_memory
 from exporter.judge.quality import judge_quality
 from exporter.judge.size import judge_size
+from exporter.judge.slices import METRICS as SLICE_METRICS
+from exporter.judge.slices import judge_slices
 from exporter.judge.verdict import Judgement
 from exporter.models.scores import Scores
 from exporter.target import Budget, Target
@@ -24,12 +27,21 @@ def judge(
     by_metric = {
         judgement.metric: judgement
         for judgement in (
-            *judge_quality(reference, candidate, target.budgets, target.evidence),
+            *judge_answers(reference, candidate, target),
             *judge_cost(measurements, target, reference.task),
         )
     }
     budgets = target.budgets.for_task(reference.task)
     return tuple(by_metric[b.kind.metric] for b in budgets if b.kind.metric in by_metric)
+
+
+def judge_answers(reference: Scores, candidate: Scores, target: Target) -> list[Judgement]:
+    """One judgement for each budget on what the model answers: quality, divergence, slices."""
+    return [
+        judgement
+        for judges in (judge_quality, judge_divergence, judge_slices)
+        for judgement in judges(reference, candidate, target.budgets, target.evidence)
+    ]
 
 
 def judge_cost(measurements: Measurements, target: Target, task: str) -> list[Judgement]:
@@ -41,15 +53,23 @@ def judge_cost(measurements: Measurements, target: Target, task: str) -> list[Ju
     ]
 
 
-def not_judged(measurements: Measurements, target: Target, task: str) -> list[str]:
-    """A sentence for each budget of the task that this machine cannot judge, and why."""
-    if target.budgets.latency_p95_ms is None or matches(measurements.host, target):
-        return []
-    wanted = ", ".join([target.isa, *target.features, f"{target.threads} threads"])
-    return [
-        f"latency_p95_ms was not judged: {measurements.host.get('cpu', 'this machine')} "
-        f"is not a {target.name} device ({wanted}). Run `exporter check` on one."
-    ]
+def not_judged(measurements: Measurements, target: Target, scores: Scores) -> list[str]:
+    """A sentence for each budget of the task that could not be judged here, and why."""
+    told = []
+    for budget in target.budgets.for_task(scores.task):
+        metric = budget.kind.metric
+        if metric in SLICE_METRICS and not scores.slices:
+            told.append(
+                f"{metric} was not judged: the examples have no groups. Name a column of the "
+                "data with --slice."
+            )
+        if metric == "latency_p95_ms" and not matches(measurements.host, target):
+            wanted = ", ".join([target.isa, *target.features, f"{target.threads} threads"])
+            told.append(
+                f"latency_p95_ms was not judged: {measurements.host.get('cpu', 'this machine')} "
+                f"is not a {target.name} device ({wanted}). Run `exporter check` on one."
+            )
+    return told
 
 
 def _judge_one(measurements: Measurements, target: Target, budget: Budget) -> Judgement | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import DataError
 from exporter.judge.statistics import (
+    MINIMUM_CLUSTERS,
     mcnemar_p,
     paired_difference,
     ratio_bounds,
@@ -32,9 +33,6 @@ from exporter.judge.verdict import (
 )
 from exporter.models.scores import Scores
 from exporter.target import Budget, Budgets, Evidence
-
-# A bootstrap over fewer documents (or embeddings) than this does not know its own tails.
-MINIMUM_CLUSTERS = 20
 
 Judge = Callable[[Scores, Scores, Budget, Evidence], Judgement]
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr, ndtri
+from scipy.special import bdtr, betaincinv, ndtri
 
 Floats = NDArray[np.float64]
 
@@ -18,11 +18,15 @@ Floats = NDArray[np.float64]
 # this share of one example taken off the difference it never accepted more than 5 %, enumerated
 # exactly for 60 to 4,000 examples, margins of 0.5 to 5 points, discordances up to 15 %.
 CONTINUITY = 0.25
+# A bootstrap over fewer documents (or embeddings) than this does not know its own tails.
+MINIMUM_CLUSTERS = 20
 BISECTIONS = 60
 POWER = 0.8
 TRIM = 0.2
 # Bootstrap chunks hold about this many weights at once: 16 MiB of float64.
 CHUNK_CELLS = 1 << 21
+# Each one sorts nothing, but walks over every value.
+QUANTILE_RESAMPLES = 200
 
 
 def paired_difference(
@@ -252,6 +256,35 @@ def quantile_bounds(
     high = float(ordered[above[0]]) if len(above) else math.inf
     low = float(ordered[below[-1]]) if len(below) else -math.inf
     return estimate, low, high
+
+
+def clustered_quantile_low(
+    values: ArrayLike, owner: ArrayLike, quantile: float, confidence: float, *, seed: int
+) -> float:
+    """Lower bound of a quantile of values that come in clusters, whole clusters resampled.
+
+    Args:
+        values: (n,).
+        owner: (n,), the cluster of each, 0 to clusters − 1.
+    """
+    v, clusters = np.asarray(values, np.float64), np.asarray(owner, np.int64)
+    order = np.argsort(v, kind="stable")
+    ordered, belongs = v[order], clusters[order]
+    count = int(clusters.max()) + 1
+    rng = np.random.default_rng(seed)
+    found = np.empty(QUANTILE_RESAMPLES)
+    for i in range(QUANTILE_RESAMPLES):
+        times = np.bincount(rng.integers(0, count, count), minlength=count)[belongs]
+        reached = np.cumsum(times)
+        found[i] = ordered[np.searchsorted(reached, quantile * reached[-1])]
+    return float(np.quantile(found, 1 - confidence, method="inverted_cdf"))
+
+
+def proportion_bounds(hits: int, count: int, confidence: float) -> tuple[float, float]:
+    """Exact bounds of a share (Clopper and Pearson 1934), each one-sided."""
+    low = float(betaincinv(hits, count - hits + 1, 1 - confidence)) if hits else 0.0
+    high = float(betaincinv(hits + 1, count - hits, confidence)) if hits < count else 1.0
+    return low, high
 
 
 def values_for_quantile(quantile: float, confidence: float) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.errors import DataError
 from exporter.models.examples import Batch, Examples, Outputs
@@ -13,6 +15,7 @@ from exporter.models.runner import Run, main_output, named_outputs
 from exporter.models.scores import Scores
 from exporter.models.scoring import score_feeds
 from exporter.models.tasks import SILENT
+from exporter.models.tokens import divergence
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ def score_classes(
     progress: Progress,
     workers: int,
 ) -> Scores:
-    """`correct`, `prediction`, `label` and `nll` of each example.
+    """`correct`, `prediction`, `label` and `nll` of each example, and its log-probabilities.
 
     Raises:
         DataError: the examples have no labels, or the model knows fewer classes than they name.
@@ -39,7 +42,7 @@ def score_classes(
             f"the {examples.role.name} split", "must have labels", remedy="add a label column."
         )
 
-    def reduce(outputs: Outputs, batch: Batch) -> list[tuple[float, float]]:
+    def reduce(outputs: Outputs, batch: Batch) -> list[NDArray[np.float64]]:
         logits = np.asarray(main_output(outputs, "logits"), np.float64)
         logits = logits.reshape(len(batch.index), -1)  # (batch, classes)
         wanted = labels[[examples.owner[i] for i in batch.index]]
@@ -53,24 +56,26 @@ def score_classes(
         with np.errstate(invalid="ignore", over="ignore"):
             top = logits.max(1, keepdims=True)
             total = top[:, 0] + np.log(np.exp(logits - top).sum(1))  # (batch,)
-            nll = total - logits[np.arange(len(wanted)), wanted]
+            shares = logits - total[:, None]  # (batch, classes), log-probabilities
         # A row with NaN has no prediction: -1, which is never right.
         broken = np.isnan(logits).any(1)
         prediction = np.where(broken, -1, np.argmax(np.where(np.isnan(logits), -np.inf, logits), 1))
-        return list(zip(prediction.tolist(), nll.tolist(), strict=True))
+        return list(np.column_stack([prediction, shares]))
 
-    pairs = score_feeds(
+    found: list[NDArray[np.float64]] = score_feeds(
         run, examples, reduce, batch_size=batch_size, progress=progress, workers=workers
     )
-    prediction, nll = np.asarray(pairs, np.float64).reshape(len(pairs), 2).T
-    label = labels[list(examples.owner)].astype(np.float64)
+    rows = np.stack(found)  # (n, 1 + classes)
+    prediction, shares = rows[:, 0], rows[:, 1:]
+    label = labels[list(examples.owner)]
     values = {
         "correct": (prediction == label).astype(np.float64),
         "prediction": prediction,
-        "label": label,
-        "nll": nll,
+        "label": label.astype(np.float64),
+        "nll": -shares[np.arange(len(label)), label],
     }
-    return Scores(task, examples.ids, values)
+    arrays = {"log_probabilities": shares.astype(np.float32)}
+    return Scores(task, examples.ids, values, arrays, examples.slices)
 
 
 class Classifier:
@@ -78,12 +83,14 @@ class Classifier:
 
     name = ""
     metrics = ("accuracy_drop_points",)
+    joint = False
 
     def score(
         self,
         run: Run,
         examples: Examples[Any],
         *,
+        against: Run | None = None,
         batch_size: int = 1,
         progress: Progress = SILENT,
         workers: int = 1,
@@ -94,8 +101,17 @@ class Classifier:
         )
 
     def relate(self, reference: Scores, candidate: Scores) -> Scores:
-        """The candidate's scores as they are."""
-        return candidate
+        """The candidate's scores with `kl`, its divergence from the reference in nats."""
+        theirs, ours = (s.arrays["log_probabilities"] for s in (reference, candidate))
+        if ours.shape != theirs.shape or candidate.ids != reference.ids:
+            raise DataError(
+                "the evidence",
+                "both models must answer the same examples with as many classes",
+                got=f"{ours.shape} and {theirs.shape}",
+                remedy="score both models on the same examples.",
+            )
+        kl = divergence(theirs, ours)
+        return replace(candidate, values={**candidate.values, "kl": kl})
 
     def task_loss(
         self, outputs: Any, feeds: Mapping[str, torch.Tensor], labels: torch.Tensor | None

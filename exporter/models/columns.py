@@ -15,13 +15,24 @@ from exporter.models.tasks import Task
 _GENERIC = re.compile(r"LABEL_\d+")
 
 
+# Where a row keeps the groups it belongs to, by the names of the columns that say so.
+SLICES = "slices"
+
+
 def canonical_rows(
-    place: str, raw: Rows, task: Task, columns: Mapping[str, str] | None
+    place: str,
+    raw: Rows,
+    task: Task,
+    columns: Mapping[str, str] | None,
+    slices: Sequence[str] = (),
 ) -> dict[str | None, list[dict[str, Any]]]:
     """Rows with the task's own column names, other columns dropped.
 
     Rows that hold arrays instead of the task's columns already are model inputs: they keep
     their arrays under their names.
+
+    Args:
+        slices: columns whose values group the rows; they are kept under SLICES.
 
     Raises:
         DataError: a column is missing (those present are named), or an override names none.
@@ -35,13 +46,19 @@ def canonical_rows(
                 remedy="name one of these.",
             )
     return {
-        role: _renamed(place if role is None else f"{place}: {role}", rows, task, overrides)
+        role: _renamed(
+            place if role is None else f"{place}: {role}", rows, task, overrides, tuple(slices)
+        )
         for role, rows in raw.items()
     }
 
 
 def _renamed(
-    place: str, rows: Sequence[dict[str, Any]], task: Task, overrides: Mapping[str, str]
+    place: str,
+    rows: Sequence[dict[str, Any]],
+    task: Task,
+    overrides: Mapping[str, str],
+    slices: tuple[str, ...],
 ) -> list[dict[str, Any]]:
     present = list(dict.fromkeys(name for row in rows[:1000] for name in row))
     found: dict[str, str] = {}
@@ -53,6 +70,14 @@ def _renamed(
             found[canonical] = match
         elif canonical not in task.optional or canonical in overrides:
             missing.append(canonical)
+    for name in slices:
+        if name not in present:
+            raise DataError(
+                f"{place}: --slice {name}",
+                "must name a column of the data",
+                got=", ".join(present) or "no columns",
+                remedy="name one of these.",
+            )
     arrays = [n for n in present if n not in found.values() and _is_array(rows[0].get(n))]
     content = [c for c in task.columns if c != "label" and c not in task.optional]
     if arrays and all(c in missing for c in content) and not overrides.keys() & set(content):
@@ -70,9 +95,15 @@ def _renamed(
         {
             **{canonical: row.get(name) for canonical, name in found.items()},
             **{name: _array(place, name, row.get(name)) for name in arrays},
+            **({SLICES: {name: _group(row.get(name)) for name in slices}} if slices else {}),
         }
         for row in rows
     ]
+
+
+def _group(value: Any) -> str:
+    """A cell as the name of a group; an empty one is a group as well."""
+    return str(value).strip() if value is not None else ""
 
 
 def _is_array(value: Any) -> bool:

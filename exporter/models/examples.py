@@ -89,6 +89,7 @@ class Examples(Generic[R]):
         pad: value that fills each input up to the longest of a batch; an input that is
             not named here never varies in shape.
         meta: small task-specific facts (such as names of classes), JSON-ready.
+        slices: named groupings, each with the group of every example; see `Scores`.
     """
 
     role: type[R]
@@ -98,6 +99,7 @@ class Examples(Generic[R]):
     labels: NDArray[np.int64] | None
     pad: dict[str, int]
     meta: dict[str, Any] = field(default_factory=dict)
+    slices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,6 +128,7 @@ class Examples(Generic[R]):
             None if self.labels is None else self.labels[:count],
             self.pad,
             self.meta,
+            {name: groups[:count] for name, groups in self.slices.items()},
         )
 
     def batches(self, size: int, order: Sequence[int] | None = None) -> Iterator[Batch]:
@@ -159,6 +162,7 @@ class Examples(Generic[R]):
             "pad": self.pad,
             "meta": self.meta,
             "shapes": shapes,
+            "slices": self.slices,
         }
         (directory / "examples.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -210,5 +214,12 @@ def load_examples(directory: Path, role: type[R]) -> Examples[R]:
                 feed[name] = flat[at : at + size].reshape(shape)
                 at += size
     return Examples(
-        role, tuple(facts["ids"]), tuple(feeds), owner, labels, facts["pad"], facts["meta"]
+        role,
+        tuple(facts["ids"]),
+        tuple(feeds),
+        owner,
+        labels,
+        facts["pad"],
+        facts["meta"],
+        {name: tuple(groups) for name, groups in facts["slices"].items()},
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import ArtifactError
+
+# What of a candidate's payload ships: the 99.9th percentile of a divergence is a claim about
+# single tokens.
+EVIDENCE_ARRAYS = ("token_kl",)
 
 
 @dataclass(frozen=True)
@@ -22,19 +27,25 @@ class Scores:
         task: the task's name.
         ids: content hash of each example, in the order of the values.
         values: named columns, each (n,) float64. By task:
-            text-generation       `nll` (nats, summed), `tokens`, `correct` (next tokens)
+            text-generation       `nll` (nats, summed), `tokens`, `correct` (next tokens);
+                                  scored against a reference also `kl` (nats, summed) and
+                                  `flipped` (likeliest next tokens that differ)
             text-classification,
-            image-classification  `correct` (0 or 1), `prediction`, `label`, `nll`
+            image-classification  `correct` (0 or 1), `prediction`, `label`, `nll`;
+                                  `kl` to the reference (added by `Task.relate`)
             feature-extraction    `correct` (recall@1, 0 or 1), `cosine` to the reference
                                   (added by `Task.relate`)
-        arrays: large per-example payload that is not evidence by itself, such as
-            `embedding` (n, dimensions) float32.
+        arrays: large payload: `embedding` (n, dimensions) and `log_probabilities` (n, classes)
+            are not evidence by themselves; `token_kl` (tokens,) is, see EVIDENCE_ARRAYS.
+        slices: named groupings, each with the group of every example: its class ("label"), or a
+            column that the user named.
     """
 
     task: str
     ids: tuple[str, ...]
     values: dict[str, NDArray[np.float64]]
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    slices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,15 +68,22 @@ class Scores:
 
     def save(self, directory: Path, name: str = "scores") -> None:
         """Write `NAME.jsonl` (one line an example) and, for payload, `NAME.npz`."""
-        columns = sorted(self.values)
+        columns, slices = sorted(self.values), sorted(self.slices)
+        head = {"task": self.task, "columns": columns, "slices": slices}
         with (directory / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"task": self.task, "columns": columns}) + "\n")
+            file.write(json.dumps(head) + "\n")
             for i, identity in enumerate(self.ids):
                 row = [float(self.values[c][i]) for c in columns]
-                file.write(json.dumps([identity, *row]) + "\n")
+                groups = [self.slices[s][i] for s in slices]
+                file.write(json.dumps([identity, *row, *groups], ensure_ascii=False) + "\n")
         if self.arrays:
             payload: Mapping[str, Any] = self.arrays
-            np.savez(directory / f"{name}.npz", **payload)
+            np.savez_compressed(directory / f"{name}.npz", **payload)
+
+    def evidence(self) -> Scores:
+        """The scores without the payload that no verdict rests on."""
+        kept = {name: a for name, a in self.arrays.items() if name in EVIDENCE_ARRAYS}
+        return replace(self, arrays=kept)
 
 
 def load_scores(directory: Path, name: str = "scores") -> Scores:
@@ -79,10 +97,15 @@ def load_scores(directory: Path, name: str = "scores") -> Scores:
         lines = path.read_text(encoding="utf-8").splitlines()
         head = json.loads(lines[0])
         rows = [json.loads(line) for line in lines[1:]]
-        columns = np.asarray([row[1:] for row in rows], np.float64)
-        columns = columns.reshape(len(rows), len(head["columns"]))
+        names, groupings = list(head["columns"]), list(head["slices"])
+        end = 1 + len(names)
+        if any(len(row) != end + len(groupings) for row in rows):
+            raise ValueError("rows of different lengths")
+        columns = np.asarray([row[1:end] for row in rows], np.float64)
+        columns = columns.reshape(len(rows), len(names))
         ids = tuple(str(row[0]) for row in rows)
-        values = {c: columns[:, i] for i, c in enumerate(head["columns"])}
+        values = {c: columns[:, i] for i, c in enumerate(names)}
+        slices = {s: tuple(str(row[end + i]) for row in rows) for i, s in enumerate(groupings)}
         task = str(head["task"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ArtifactError(
@@ -91,6 +114,11 @@ def load_scores(directory: Path, name: str = "scores") -> Scores:
     payload = directory / f"{name}.npz"
     arrays: dict[str, NDArray[Any]] = {}
     if payload.is_file():
-        with np.load(payload) as loaded:
-            arrays = dict(loaded)
-    return Scores(task, ids, values, arrays)
+        try:
+            with np.load(payload, allow_pickle=False) as loaded:
+                arrays = dict(loaded)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ArtifactError(
+                str(payload), "must hold arrays", got=str(error), remedy="export again."
+            ) from error
+    return Scores(task, ids, values, arrays, slices)

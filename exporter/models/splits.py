@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ def make_splits(
     label_names: Mapping[str, int] | None = None,
     seed: int = 0,
     calibration_examples: int = 128,
+    slices: Sequence[str] = (),
 ) -> Splits:
     """Read data and divide it into train, calibration, development and test.
 
@@ -56,12 +57,13 @@ def make_splits(
         columns: canonical column -> its name in the data.
         label_names: the model's label2id, None if it names no classes.
         calibration_examples: at most so many are kept for calibration.
+        slices: columns whose values group the examples, for judging the worst group.
 
     Raises:
         DataError: unreadable, a column or label is missing or unknown, one class only, or fewer
             examples than a split needs.
     """
-    canonical = canonical_rows(data, read_rows(data), task, columns)
+    canonical = canonical_rows(data, read_rows(data), task, columns, slices)
     if "label" in task.columns:
         canonical = index_labels(data, canonical, label_names)
     if len(canonical) == 1:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from exporter.report.document import CandidateRow, Report
 from exporter.report.rows import BudgetRow
 from exporter.report.wording import measured, number, plain, with_unit
+from exporter.target import BUDGET_KINDS
 
 # Shares of a budget that the strips show; what lies outside is drawn at the edge as an arrow.
 STRIP_FROM, STRIP_TO = -0.25, 1.5
@@ -124,7 +125,7 @@ def scatter(report: Report, frame: Frame) -> Scatter | None:
         return None
     metric = str(metrics.pop())
     limits = {str(j.get("metric")): j.get("limit") for j in report.judgements}
-    origin = {"perplexity_ratio": 1.0, "embedding_cosine": 1.0}.get(metric, 0.0)
+    origin = BUDGET_KINDS[metric].origin if metric in BUDGET_KINDS else 0.0
     x_limit, y_limit = _float(limits.get("latency_ratio")), _float(limits.get(metric))
     xs = [0.0, 1.0, *(c.latency_ratio or 0.0 for c in rows)]
     ys = [origin, *(c.quality or 0.0 for c in rows), *([] if y_limit is None else [y_limit])]

@@ -75,6 +75,45 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class SliceRow:
+    """One group of test examples.
+
+    Attributes:
+        grouping: what divides the examples: "label", or a column.
+        name: of the group.
+        count: examples in it.
+        loss: points of accuracy lost, or the ratio of perplexities.
+        low, high: bounds of `loss` that hold for all groups together.
+    """
+
+    grouping: str
+    name: str
+    count: int
+    loss: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A test example that the candidate answers otherwise than the reference.
+
+    Attributes:
+        text: what was asked, shortened; for language models what stood before the token.
+        expected: the right answer.
+        kl_nats: divergence of the two answers; None where there is none.
+        image: PNG as base64, "" where the example is no picture.
+    """
+
+    text: str
+    expected: str
+    reference: str
+    candidate: str
+    kl_nats: float | None = None
+    image: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything the reports show.
 
@@ -87,6 +126,8 @@ class Report:
         recipe: the candidate that ships, resolved.
         phases: latency of each phase.
         observations: measured, not judged.
+        slices: groups of test examples, worst first.
+        flips: test examples answered otherwise; empty where quoting them was not allowed.
         candidates: in the order they were tried.
         pruning: what was removed; None when nothing was.
         recovery: how fine-tuning went; None when there was none.
@@ -109,6 +150,8 @@ class Report:
     recipe: dict[str, Any] = field(default_factory=dict)
     phases: tuple[Phase, ...] = ()
     observations: tuple[Observation, ...] = ()
+    slices: tuple[SliceRow, ...] = ()
+    flips: tuple[Flip, ...] = ()
     candidates: tuple[CandidateRow, ...] = ()
     pruning: dict[str, Any] | None = None
     recovery: dict[str, Any] | None = None

@@ -35,6 +35,8 @@ def to_html(report: Report) -> str:
     environment.filters["glued"] = _glued
     template = environment.get_template("report.html")
     rows = budget_rows(report)
+    language = report.model.get("task") == "text-generation"
+    slice_metric = f"worst_slice_{'perplexity_ratio' if language else 'drop_points'}"
     drawn = (scatter(report, WIDE), scatter(report, NARROW))
     return template.render(
         report=report,
@@ -47,6 +49,9 @@ def to_html(report: Report) -> str:
         importance=_importance(report),
         removed=_removed(report.pruning or {}),
         learning=series(_losses(report)),
+        slice_metric=slice_metric,
+        slice_loss="Perplexity ratio" if "ratio" in slice_metric else "Accuracy drop",
+        shown=_shown,
         facts=facts,
         measured=measured,
         with_unit=with_unit,
@@ -66,6 +71,11 @@ def _setting(report: Report) -> str:
 def _glued(text: str) -> str:
     """Keep a sign and its number, and a number and its unit, on one line."""
     return re.sub(r"(?<=[≤≥=]) | (?=(?:points?|ms|MiB|%)\b)", "\u00a0", plain(text))
+
+
+def _shown(answer: str) -> str:
+    """An answer, or the token that is only space made visible."""
+    return plain(answer) or repr(answer).strip("'")
 
 
 def _importance(report: Report) -> list[tuple[float, bool]]:

@@ -88,9 +88,8 @@ def budget_used(judgement: Mapping[str, Any], value: Any) -> float | None:
     bound = judgement.get("limit")
     if number(value) == ABSENT or number(bound) == ABSENT:
         return None
-    origin = {"perplexity_ratio": 1.0, "embedding_cosine": 1.0}.get(
-        str(judgement.get("metric", "")), 0.0
-    )
+    kind = BUDGET_KINDS.get(str(judgement.get("metric", "")))
+    origin = kind.origin if kind else 0.0
     room = float(bound) - origin  # type: ignore[arg-type]
     return (float(value) - origin) / room if room else None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +112,7 @@ def assemble(
     evidence.mkdir(exist_ok=True)
     for name, scores in (("reference", reference_scores), ("candidate", candidate_scores)):
         if scores is not None:
-            # embeddings are as large as a model and prove nothing by themselves
-            replace(scores, arrays={}).save(evidence, name)
+            scores.evidence().save(evidence, name)
     if measurements is not None:
         text = json.dumps(measurements, indent=1, allow_nan=False)
         (evidence / MEASUREMENTS).write_text(text + "\n", encoding="utf-8")

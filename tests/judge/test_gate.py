@@ -96,9 +96,10 @@ def test_absolute_latency_is_judged_only_on_the_targets_own_kind_of_machine() ->
     assert "latency_p95_ms" not in {
         j.metric for j in judge_cost(elsewhere, target, "text-classification")
     }
-    (note,) = not_judged(elsewhere, target, "text-classification")
+    scores = Scores("text-classification", ("a",), {"correct": np.ones(1)}, {}, {"label": ("x",)})
+    (note,) = not_judged(elsewhere, target, scores)
     assert "latency_p95_ms" in note
-    assert not_judged(_measurements(), target, "text-classification") == []
+    assert not_judged(_measurements(), target, scores) == []
     assert rounds_for(target, SERVER) == 59
     assert rounds_for(target, elsewhere.host) == target.evidence.latency_rounds
 

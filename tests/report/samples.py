@@ -6,9 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.judge.verdict import judged
-from exporter.report.document import CandidateRow, Observation, Phase, Report
+from exporter.report.document import CandidateRow, Flip, Observation, Phase, Report, SliceRow
 from exporter.report.wording import explain
 from exporter.target import Target, load_target
+
+# A grey picture of one pixel.
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
 
 # measured, low, high, reference, candidate, unit of the two
 Figures = tuple[float, float, float, float | None, float | None, str]
@@ -119,6 +124,15 @@ def report_of(figures: dict[str, Figures], **changes: Any) -> Report:
             "best_step": 300,
             "development_loss": 0.88,
         },
+        slices=(
+            SliceRow("label", "sympy.functions", 311, 1.9, -0.6, 5.1),
+            SliceRow("label", "numpy", 402, 0.5, -1.4, 2.8),
+            SliceRow("label", "torch.nn", 388, -0.3, -2.2, 1.7),
+        ),
+        flips=(
+            Flip("Return the eigenvalues of a Hermitian matrix.", "numpy", "numpy", "torch", 0.41),
+            Flip("Draw the graph.", "networkx", "sympy", "networkx", 0.2, PIXEL),
+        ),
         parity={
             "max_abs_diff": 3.4e-6,
             "tolerance": 1e-3,
@@ -203,6 +217,8 @@ def language_model() -> Report:
         ),
         pruning=None,
         recovery=None,
+        slices=(),
+        flips=(Flip("…def close(self):\n        ", "self", "self", "\n", 3.2),),
     )
 
 
@@ -223,6 +239,8 @@ def hostile() -> Report:
         command=HOSTILE,
         audit={"op_counts": {HOSTILE: 3}, "kept_float": [HOSTILE]},
         judgements=tuple({**j, "title": HOSTILE, "reason": HOSTILE} for j in report.judgements),
+        slices=(SliceRow(HOSTILE, HOSTILE, 20, None),),
+        flips=(Flip(HOSTILE, HOSTILE, HOSTILE, HOSTILE, None, HOSTILE),),
         observations=(Observation(HOSTILE, HOSTILE, 1.0, 2.0, HOSTILE),),
         versions={HOSTILE: HOSTILE},
     )

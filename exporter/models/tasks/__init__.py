@@ -34,6 +34,8 @@ class Task(Protocol):
         columns: canonical column -> names under which data may hold it, best first.
         optional: canonical columns that data may lack.
         metrics: budgets (keys of `BUDGET_KINDS`) that judge its quality.
+        joint: how far a candidate diverges can only be told from both models' outputs at once,
+            which are too large to keep: `score` wants `against`.
     """
 
     @property
@@ -47,6 +49,9 @@ class Task(Protocol):
 
     @property
     def metrics(self) -> tuple[str, ...]: ...
+
+    @property
+    def joint(self) -> bool: ...
 
     def row_id(self, row: Mapping[str, Any]) -> str:
         """Content hash of what the model would see of a row; its label is not part of it."""
@@ -78,11 +83,15 @@ class Task(Protocol):
         run: Run,
         examples: Examples[Any],
         *,
+        against: Run | None = None,
         batch_size: int = 1,
         progress: Progress = SILENT,
         workers: int = 1,
     ) -> Scores:
         """Per-example scores, in the order of the examples.
+
+        Args:
+            against: the reference, for tasks that are `joint`; others ignore it.
 
         One feed at a time is the default because dynamic int8 takes one activation scale a
         tensor: batch mates and padding would change the answer. NaN outputs score as wrong,

@@ -8,6 +8,7 @@ model's own two-dimensional output when it pools by itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -49,6 +50,7 @@ class FeatureExtraction:
     }
     optional = frozenset({"positive"})
     metrics = ("accuracy_drop_points", "embedding_cosine")
+    joint = False
 
     def row_id(self, row: Mapping[str, Any]) -> str:
         """Content hash of the text and its positive."""
@@ -101,6 +103,7 @@ class FeatureExtraction:
         run: Run,
         examples: Examples[Any],
         *,
+        against: Run | None = None,
         batch_size: int = 1,
         progress: Progress = SILENT,
         workers: int = 1,
@@ -124,7 +127,7 @@ class FeatureExtraction:
         else:
             correct = np.isfinite(unit).all(1).astype(np.float64)
             arrays = {"embedding": unit, "neighbour": _neighbours(unit)}
-        return Scores(self.name, examples.ids, {"correct": correct}, arrays)
+        return Scores(self.name, examples.ids, {"correct": correct}, arrays, examples.slices)
 
     def relate(self, reference: Scores, candidate: Scores) -> Scores:
         """The candidate's scores with `cosine`, mean over a pair's two texts."""
@@ -144,7 +147,7 @@ class FeatureExtraction:
         if "neighbour" in candidate.arrays:
             same = candidate.arrays["neighbour"] == reference.arrays["neighbour"]
             values["correct"] = candidate.values["correct"] * same
-        return Scores(candidate.task, candidate.ids, values, candidate.arrays)
+        return replace(candidate, values=values)
 
     def task_loss(
         self, outputs: Any, feeds: Mapping[str, torch.Tensor], labels: torch.Tensor | None

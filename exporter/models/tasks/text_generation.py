@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.errors import DataError
 from exporter.models.classify import distillation
-from exporter.models.examples import Batch, Examples, Feeds, Outputs, R, Split
+from exporter.models.examples import Examples, Feeds, Outputs, R, Split
 from exporter.models.runner import Run, main_output, named_outputs
 from exporter.models.scores import Scores
 from exporter.models.scoring import score_feeds
@@ -25,6 +26,7 @@ from exporter.models.text import (
     prepare_feeds,
     require_text,
 )
+from exporter.models.tokens import Window, score_windows
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class TextGeneration:
     }
     optional: frozenset[str] = frozenset()
     metrics = ("perplexity_ratio",)
+    joint = True
 
     def row_id(self, row: Mapping[str, Any]) -> str:
         """Content hash of the document."""
@@ -99,18 +102,37 @@ class TextGeneration:
         run: Run,
         examples: Examples[Any],
         *,
+        against: Run | None = None,
         batch_size: int = 1,
         progress: Progress = SILENT,
         workers: int = 1,
     ) -> Scores:
-        """`nll` (nats, summed), `tokens` and `correct` (counts) of each document."""
-        counts = score_feeds(
-            run, examples, _next_tokens, batch_size=batch_size, progress=progress, workers=workers
+        """`nll` (nats, summed), `tokens` and `correct` (counts) of each document.
+
+        With `against` also `kl` (nats, summed) and `flipped` (count) to that reference, and as
+        payload `token_kl` (tokens,) float16 and `surprise` (documents, 5): where the likeliest
+        next tokens differ most, the nats, the feed, the position, and both tokens.
+        """
+
+        def both(feeds: Feeds) -> Outputs:
+            outputs = {"logits": main_output(run(feeds), "logits")}
+            if against is not None:
+                outputs["reference"] = main_output(against(feeds), "logits")
+            return outputs
+
+        windows = score_feeds(
+            both, examples, score_windows, batch_size=batch_size, progress=progress, workers=workers
         )
-        sums = np.zeros((len(examples), 3))  # (documents, [nll, tokens, correct])
-        np.add.at(sums, list(examples.owner), np.asarray(counts, np.float64).reshape(-1, 3))
-        nll, tokens, correct = sums.T
-        return Scores(self.name, examples.ids, {"nll": nll, "tokens": tokens, "correct": correct})
+        columns = ("nll", "tokens", "correct", "kl", "flipped")[: 3 if against is None else 5]
+        counts = np.asarray([[getattr(w, c) for c in columns] for w in windows], np.float64)
+        sums = np.zeros((len(examples), len(columns)))
+        np.add.at(sums, list(examples.owner), counts)
+        arrays = {}
+        if against is not None:
+            arrays["token_kl"] = np.concatenate([w.token_kl for w in windows])
+            arrays["surprise"] = _surprises(windows, examples)
+        values = dict(zip(columns, sums.T, strict=True))
+        return Scores(self.name, examples.ids, values, arrays, examples.slices)
 
     def relate(self, reference: Scores, candidate: Scores) -> Scores:
         """The candidate's scores as they are."""
@@ -155,28 +177,13 @@ class TextGeneration:
         return example_text_feeds(config, preprocessor, batch=batch, length=length, types=False)
 
 
-def _next_tokens(outputs: Outputs, batch: Batch) -> list[tuple[float, float, float]]:
-    """nll, tokens and correct of each window; windows one after the other to save memory."""
-    logits = main_output(outputs, "logits")  # (batch, length, vocabulary)
-    ids = batch.feeds["input_ids"]
-    mask = batch.feeds.get("attention_mask")
-    mask = np.ones_like(ids) if mask is None else mask
-    found = []
-    for row, tokens, kept in zip(logits, ids, mask.astype(bool), strict=True):
-        use = kept[1:] & kept[:-1]
-        scores = row[:-1][use].astype(np.float32, copy=False)  # (tokens, vocabulary)
-        targets = tokens[1:][use]
-        hit = scores[np.arange(len(targets)), targets]
-        correct = (scores.argmax(1) == targets) & ~np.isnan(hit)
-        with np.errstate(invalid="ignore", over="ignore"):
-            top = scores.max(1, keepdims=True)
-            total = top[:, 0].astype(np.float64) + np.log(
-                np.exp(scores - top).sum(1, dtype=np.float64)
-            )
-            nll = total - hit
-        # argmax stops at a NaN; a row that holds one predicts nothing.
-        correct &= ~np.isnan(nll)
-        found.append((float(nll.sum()), float(len(targets)), float(correct.sum())))
+def _surprises(windows: Sequence[Window], examples: Examples[Any]) -> NDArray[np.float64]:
+    """Where each document diverges most, (documents, 5); a row of −1 where no token differs."""
+    found = np.full((len(examples), 5), -1.0)
+    for feed, (owner, window) in enumerate(zip(examples.owner, windows, strict=True)):
+        if window.surprise is not None and window.surprise[0] > found[owner, 0]:
+            nats, *where = window.surprise
+            found[owner] = (nats, feed, *where)
     return found
 
 
