@@ -35,33 +35,50 @@ class Material:
 
 
 @dataclass(frozen=True)
+class Construction:
+    """A candidate as it was built.
+
+    Attributes:
+        built: the model.
+        float_built: the float32 graph it was quantized from.
+        checkpoint: what pruning and fine-tuning made, when there was any.
+        teacher: what recovery went towards (None: the original, or there was no recovery), and
+            the graph of the model whose quality it is judged against.
+        removed: what pruning removed, JSON-ready, when something was.
+        recovery: how fine-tuning went, JSON-ready, when there was any.
+    """
+
+    built: Built
+    float_built: Built
+    checkpoint: Checkpoint | None
+    teacher: tuple[Checkpoint | None, Built]
+    removed: dict[str, object] | None
+    recovery: dict[str, object] | None
+
+    @property
+    def reference(self) -> Built:
+        """The model whose quality it is judged against."""
+        return self.teacher[1]
+
+
+@dataclass(frozen=True)
 class Attempt:
     """What came of one candidate.
 
     Attributes:
         status: "judged" on development data, "skipped" (does not apply), "failed" (an error).
         reason: why it was skipped or failed; empty otherwise.
-        built: the model, when judged.
-        float_built: the float32 graph it was quantized from.
-        checkpoint: what pruning and fine-tuning made, when there was any.
-        reference: the model whose quality it is judged against.
+        made: the model and how it came to be, when judged.
         scores, measurements, judgements: on development data.
-        removed: what pruning removed, JSON-ready, when something was.
-        recovery: how fine-tuning went, JSON-ready, when there was any.
     """
 
     candidate: Candidate
     status: Literal["judged", "skipped", "failed"]
     reason: str = ""
-    built: Built | None = None
-    float_built: Built | None = None
-    checkpoint: Checkpoint | None = None
-    reference: Built | None = None
+    made: Construction | None = None
     scores: Scores | None = None
     measurements: Measurements | None = None
     judgements: tuple[Judgement, ...] = ()
-    removed: dict[str, object] | None = None
-    recovery: dict[str, object] | None = None
 
     @property
     def latency_ratio(self) -> float:
@@ -119,67 +136,91 @@ def attempt(
 def _attempt(
     context: Context, candidate: Candidate, reference: Built, material: Material
 ) -> Attempt:
-    from exporter.quantize import get_scheme
-
-    def skipped(reason: str) -> Attempt:
+    reason = _does_not_apply(context, candidate, reference)
+    if reason is not None:
         context.progress.note(f"skipped: {reason}")
         return Attempt(candidate, "skipped", reason)
+    try:
+        made = construct(context, candidate, reference, material)
+    except _NothingRemoved as nothing:
+        context.progress.note(f"skipped: {nothing}")
+        return Attempt(candidate, "skipped", str(nothing))
+    before, after = stages.judged_scores(context, made.reference, made.built, material.development)
+    measurements = stages.measured(
+        context, reference, made.built, material.feeds, DEVELOPMENT_ROUNDS
+    )
+    return Attempt(
+        candidate,
+        "judged",
+        made=made,
+        scores=after,
+        measurements=measurements,
+        judgements=judge(before, after, measurements, context.target),
+    )
+
+
+def _does_not_apply(context: Context, candidate: Candidate, reference: Built) -> str | None:
+    from exporter.quantize import get_scheme
 
     needs_module = candidate.pruning is not None or candidate.fine_tune is not None
     if needs_module and context.source.kind != "checkpoint":
-        return skipped(
+        return (
             "pruning and fine-tuning need a Hugging Face checkpoint, "
             f"and this is {'an .onnx file' if context.source.kind == 'onnx' else 'a plain module'}"
         )
-    reason = get_scheme(candidate.quantization).applies(reference.model, context.task.name)
-    if reason is not None:
-        return skipped(reason)
+    return get_scheme(candidate.quantization).applies(reference.model, context.task.name)
 
+
+class _NothingRemoved(Exception):
+    """Pruning was asked for and the family has nothing that it could remove."""
+
+
+def construct(
+    context: Context,
+    candidate: Candidate,
+    reference: Built,
+    material: Material,
+    *,
+    teacher: tuple[Checkpoint | None, Built] | None = None,
+) -> Construction:
+    """Prune, fine-tune, export and quantize as the candidate says.
+
+    Args:
+        teacher: the model to recover towards, and its graph; None trains the original on for as
+            many steps where the candidate asks for it.
+    """
     checkpoint: Checkpoint | None = None
     removed: dict[str, Any] | None = None
     recovery: dict[str, Any] | None = None
-    float_reference, float_candidate = reference, reference
+    trained = teacher or (None, reference)
     if candidate.pruning is not None:
         checkpoint = building.pruned(context, candidate.pruning, material.train)
         removed = checkpoint.facts["removed"]
         for why in checkpoint.facts["skipped"]:
             context.progress.note(why)
         if not removed:
-            return skipped("; ".join(checkpoint.facts["skipped"]))
+            raise _NothingRemoved("; ".join(checkpoint.facts["skipped"]))
     if candidate.fine_tune is not None:
-        teacher, float_reference = _equally_trained(
-            context, candidate.fine_tune, reference, material
-        )
+        if teacher is None:
+            trained = _equally_trained(context, candidate.fine_tune, reference, material)
         checkpoint = building.fine_tuned(
             context,
             checkpoint,
-            teacher,
+            trained[0],
             candidate.fine_tune,
             material.train,
             material.development,
             distil=True,
         )
         recovery = dict(checkpoint.facts)
-    if checkpoint is not None:
-        float_candidate = building.exported(context, checkpoint)
-
-    built = building.quantized(
-        context, float_candidate, candidate, material.calibration, material.feeds
-    )
-    before, after = stages.judged_scores(context, float_reference, built, material.development)
-    measurements = stages.measured(context, reference, built, material.feeds, DEVELOPMENT_ROUNDS)
-    return Attempt(
-        candidate,
-        "judged",
-        built=built,
-        float_built=float_candidate,
-        checkpoint=checkpoint,
-        reference=float_reference,
-        scores=after,
-        measurements=measurements,
-        judgements=judge(before, after, measurements, context.target),
-        removed=removed,
-        recovery=recovery,
+    float_built = building.exported(context, checkpoint) if checkpoint is not None else reference
+    return Construction(
+        building.quantized(context, float_built, candidate, material.calibration, material.feeds),
+        float_built,
+        checkpoint,
+        trained,
+        removed,
+        recovery,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from exporter.devices.local import host_description
 from exporter.graph.model import OnnxModel
 from exporter.models.examples import Calibration, Development, Examples, Feeds, Train
 from exporter.models.source import read_config
+from exporter.quantize import QuantizeOptions, get_scheme
 from exporter.recipe import Candidate, FineTune, Pruning
 from exporter.stages import (
     Built,
@@ -136,13 +138,13 @@ def quantized(
     """`built` in the candidate's format, audited, with its fusions chosen by measurement."""
     examples: Examples[Calibration] = calibration.examples
     target = context.target
+    scheme = get_scheme(candidate.quantization)
 
     def make(out: Path, scratch: Path) -> None:
         from exporter.graph.audit import audit
         from exporter.graph.fuse import choose_fusions
-        from exporter.quantize import QuantizeOptions, get_scheme
 
-        result = get_scheme(candidate.quantization).quantize(
+        result = scheme.quantize(
             built.model,
             out / "model",
             QuantizeOptions(
@@ -163,6 +165,7 @@ def quantized(
                 "integer": result.integer,
                 "kept_float": list(result.kept_float),
                 "op_counts": runs.op_counts,
+                "layers": [asdict(layer) for layer in runs.layers],
                 "notes": list(result.notes),
             },
         )
@@ -179,7 +182,7 @@ def quantized(
             "per_channel": candidate.per_channel,
             "reduce_range": target.int8_may_saturate,
             "threads": target.threads,
-            "calibration": calibration.key,
+            "calibration": calibration.key if scheme.CALIBRATED else None,
             "cpu": host_description()["cpu"],
         },
         make,

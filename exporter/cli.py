@@ -104,6 +104,12 @@ def export(
     column: Column_ = None,
     slice_: Slice_ = None,
     seed: Seed_ = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds", min=1, max=100, help="Make the candidate that ships with so many seeds."
+        ),
+    ] = 1,
     fresh: Annotated[bool, typer.Option("--fresh", help="Redo finished stages.")] = False,
     examples: Annotated[
         bool,
@@ -132,6 +138,7 @@ def export(
             slices=slice_ or (),
             show_examples=examples,
             seed=seed,
+            seeds=seeds,
             fresh=fresh,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,

@@ -12,20 +12,17 @@ from exporter.artifact import publishing
 from exporter.attempts import Attempt, attempt, prepare
 from exporter.cache import Cache, default_cache_directory
 from exporter.choose import best
-from exporter.devices.local import host_description
 from exporter.errors import DataError, ExporterError, ModelError
-from exporter.judge.gate import judge
-from exporter.judge.latency import rounds_for
 from exporter.judge.verdict import Judgement, Verdict, overall
-from exporter.models.examples import Feeds
 from exporter.models.source import resolve_source
 from exporter.models.splits import Splits, make_splits
 from exporter.models.tasks import get_task
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe, recipe_from
 from exporter.report.document import Report
-from exporter.shipping import Outcome, ship
-from exporter.stages import Built, Context, Prepared, about
+from exporter.shipping import ship
+from exporter.stability import final_judgement, repeat
+from exporter.stages import Context, about
 from exporter.target import Target, load_target
 
 
@@ -63,6 +60,7 @@ def export(
     slices: Sequence[str] = (),
     show_examples: bool = True,
     seed: int | None = None,
+    seeds: int = 1,
     fresh: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
@@ -83,6 +81,8 @@ def export(
         slices: columns whose values group the examples; the worst group is judged and shown.
         show_examples: whether the report may quote test examples.
         seed: replaces the recipe's.
+        seeds: how often recovery and calibration are done, each time with the next seed, to see
+            whether others come to the same verdict; the first one ships.
         fresh: redo finished stages.
         cache: directory of finished stages; default `$EXPORTER_CACHE`, else the user's cache.
 
@@ -114,11 +114,14 @@ def export(
             for candidate in context.recipe.for_task(source.task)
         ]
         chosen = best(attempts)
-        if chosen is None or chosen.built is None or chosen.reference is None:
+        if chosen is None or chosen.made is None:
             raise nothing_built(context, attempts)
         test = stages.prepare(context, splits.test)
         outcome = final_judgement(
-            about(context, chosen.candidate.name), reference, chosen, test, material.feeds
+            about(context, chosen.candidate.name), reference, chosen.made, test, material.feeds
+        )
+        stability = repeat(
+            context, chosen, reference, material, splits, test, outcome.judgements, seeds
         )
         report = ship(
             new,
@@ -130,6 +133,7 @@ def export(
             show_examples=show_examples,
             attempts=attempts,
             chosen=chosen,
+            stability=stability,
             reference=reference,
             test=test,
             outcome=outcome,
@@ -165,19 +169,6 @@ def read_splits(
             calibration_examples=context.recipe.calibration_examples,
             slices=slices,
         )
-
-
-def final_judgement(
-    context: Context, reference: Built, chosen: Attempt, test: Prepared, feeds: Feeds
-) -> Outcome:
-    """The one reading of the test split, and the full timing, of the candidate that ships."""
-    if chosen.built is None or chosen.reference is None:
-        raise ValueError("only an attempt that was built can be judged")
-    before, after = stages.judged_scores(context, chosen.reference, chosen.built, test)
-    rounds = rounds_for(context.target, host_description())
-    measurements = stages.measured(context, reference, chosen.built, feeds, rounds)
-    judgements = judge(before, after, measurements, context.target)
-    return Outcome(before, after, measurements, judgements)
 
 
 def nothing_built(context: Context, attempts: list[Attempt]) -> ExporterError:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from exporter import __version__
-from exporter.attempts import Attempt
+from exporter.attempts import Attempt, Construction
 from exporter.cache import library_versions
 from exporter.flips import worth_reading
 from exporter.judge.divergence import divergences
@@ -17,7 +17,7 @@ from exporter.judge.gate import not_judged
 from exporter.judge.latency import PhaseLatency
 from exporter.judge.measure import Measurements
 from exporter.judge.slices import slices_of
-from exporter.judge.verdict import FAIL, INCONCLUSIVE, Judgement, Verdict, overall
+from exporter.judge.verdict import FAIL, INCONCLUSIVE, Verdict, overall
 from exporter.models.scores import Scores
 from exporter.models.source import read_config
 from exporter.models.splits import Splits
@@ -33,18 +33,9 @@ from exporter.report.document import (
 from exporter.report.render import render
 from exporter.report.wording import explain
 from exporter.ship.bundle import assemble, assemble_model
+from exporter.stability import Outcome, Stability, unrepeated
 from exporter.stages import MAX_LENGTH, Built, Context, Prepared
 from exporter.target import BUDGET_KINDS, Target
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The final judgement and what it rests on."""
-
-    reference_scores: Scores
-    candidate_scores: Scores
-    measurements: Measurements
-    judgements: tuple[Judgement, ...]
 
 
 def ship(
@@ -58,19 +49,21 @@ def ship(
     show_examples: bool,
     attempts: Sequence[Attempt],
     chosen: Attempt,
+    stability: Stability | None,
     reference: Built,
     test: Prepared,
     outcome: Outcome,
     out: Path,
 ) -> Report:
     """Write the whole artifact into `directory`, which will appear as `out`."""
-    if chosen.built is None or chosen.reference is None or chosen.float_built is None:
+    made = chosen.made
+    if made is None:
         raise ValueError("only an attempt that was built can ship")
     source = context.source
-    config = None if chosen.checkpoint is None else read_config(chosen.checkpoint.directory)
+    config = None if made.checkpoint is None else read_config(made.checkpoint.directory)
     notes = assemble_model(
         directory,
-        model=chosen.built.model,
+        model=made.built.model,
         task=context.task.name,
         preprocessor_files=source.preprocessor_directory,
         config=config,
@@ -101,14 +94,17 @@ def ship(
         recipe=chosen.candidate.model_dump(mode="json", exclude_none=True),
         candidates=tuple(_row(a, chosen) for a in attempts),
         flips=_flips(context, outcome, splits, test) if show_examples else (),
-        pruning=chosen.removed,
-        recovery=chosen.recovery,
-        parity=chosen.float_built.facts.get("parity"),
-        audit=chosen.built.facts,
+        stability=None if stability is None else asdict(stability),
+        pruning=made.removed,
+        recovery=made.recovery,
+        parity=made.float_built.facts.get("parity"),
+        audit=made.built.facts,
         seed=context.recipe.seed,
         command=command,
-        notes=(*notes, *_notes(context, chosen, reference)),
+        notes=(*notes, *_notes(context, made, reference), *unrepeated(stability)),
     )
+    if stability is not None and stability.doubted:
+        report = replace(report, summary=" ".join([report.summary, *unrepeated(stability)]))
     assemble(
         directory,
         documents=render(report),
@@ -125,8 +121,8 @@ def ship(
             "candidate": report.recipe,
             "stages": {
                 "reference": reference.key,
-                "quality_reference": chosen.reference.key,
-                "candidate": chosen.built.key,
+                "quality_reference": made.reference.key,
+                "candidate": made.built.key,
                 "test": test.key,
             },
             "versions": library_versions(),
@@ -248,14 +244,14 @@ _STATUS: dict[Verdict, Status] = {
 }
 
 
-def _notes(context: Context, chosen: Attempt, reference: Built) -> list[str]:
+def _notes(context: Context, made: Construction, reference: Built) -> list[str]:
     notes = []
-    if context.target.isa != "x86-64" or chosen.measurements is None:
+    if context.target.isa != "x86-64":
         notes.append(
             f"Latency and memory were measured on the machine that ran the export, not on a "
             f"{context.target.name} device: ratios carry over in kind, not in size."
         )
-    if chosen.reference is not None and chosen.reference.key != reference.key:
+    if made.reference.key != reference.key:
         notes.append(
             "The reference was trained on for as many steps as the candidate's recovery took, and "
             "quality is judged against that better reference."

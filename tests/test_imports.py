@@ -17,6 +17,7 @@ TOP = (
     "building",
     "attempts",
     "choose",
+    "stability",
     "flips",
     "shipping",
     "pipeline",

@@ -7,6 +7,7 @@ reads the optimized graph back.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -43,12 +44,33 @@ FLOAT_KERNELS = frozenset(
     {"Attention", "Conv", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"}
 )
 
+# Smaller constants are norms, biases and shapes.
+SMALLEST_WEIGHT_BYTES = 2048
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with a weight, as it runs.
+
+    Attributes:
+        name: of the node, as the exporter named it.
+        op: its operator after onnxruntime's optimization.
+        format: of the weight: "float32", "float16", "int8", "int4" ...
+        size_bytes: of all its constants.
+    """
+
+    name: str
+    op: str
+    format: str
+    size_bytes: int
+
 
 @dataclass(frozen=True)
 class Audit:
     """The optimized graph in numbers.
 
     Attributes:
+        layers: nodes with a weight worth naming, in the order they run.
         op_counts: nodes of each operator type, subgraphs included.
         integer_kernels: nodes that compute on integer weights.
         float_matmuls: names of nodes that multiply with a float weight.
@@ -59,6 +81,7 @@ class Audit:
     integer_kernels: int
     float_matmuls: tuple[str, ...]
     planned: int | None
+    layers: tuple[Layer, ...] = ()
 
     @property
     def missing(self) -> int:
@@ -92,14 +115,42 @@ def audit(model: OnnxModel, planned: int | None = None) -> Audit:
     with tempfile.TemporaryDirectory() as scratch:
         graph = onnx.load(str(optimized(model, Path(scratch))), load_external_data=False).graph
     counts: Counter[str] = Counter()
-    integer, floats = 0, []
+    integer, floats, layers = 0, [], []
+    sizes = {w.name: w for w in graph.initializer}
     for node, weights in _nodes(graph, {}):
+        layer = _layer(node, sizes)
+        if layer is not None:
+            layers.append(layer)
         counts[node.op_type] += 1
         if node.op_type in INTEGER_KERNELS or _integer_gather(node, weights):
             integer += 1
         elif node.op_type in FLOAT_KERNELS and _weighted(node, weights):
             floats.append(node.name or node.output[0])
-    return Audit(dict(sorted(counts.items())), integer, tuple(floats), planned)
+    return Audit(dict(sorted(counts.items())), integer, tuple(floats), planned, tuple(layers))
+
+
+def _layer(node: Any, weights: dict[str, Any]) -> Layer | None:
+    """The node as a layer, None when its constants are too small to be a weight."""
+    from onnx import TensorProto, helper
+
+    constants = [weights[name] for name in node.input if name in weights]
+    if not constants:
+        return None
+
+    def size(tensor: Any) -> int:
+        bits = 4 if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4) else None
+        each = bits or 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+        return int(math.prod(tensor.dims)) * each // 8
+
+    largest = max(constants, key=size)
+    if size(largest) < SMALLEST_WEIGHT_BYTES:
+        return None
+    kind = TensorProto.DataType.Name(largest.data_type).lower()
+    form = {"float": "float32", "uint8": "int8", "uint4": "int4"}.get(kind, kind)
+    for attribute in node.attribute:
+        if attribute.name == "bits" and node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+            form = f"int{attribute.i}"
+    return Layer(node.name or node.output[0], node.op_type, form, sum(map(size, constants)))
 
 
 def optimized(model: OnnxModel, directory: Path) -> Path:

@@ -37,6 +37,17 @@ class Splits:
     test: Split[Test]
     data_hash: str
 
+    def recalibrated(self, seed: int) -> Split[Calibration]:
+        """As many calibration examples, drawn anew from them and the training examples."""
+        pool = [
+            pair
+            for split in (self.calibration, self.train)
+            for pair in zip(split.ids, split.rows, strict=True)
+        ]
+        pool.sort(key=lambda pair: _salted(pair[0], seed))
+        drawn = pool[: len(self.calibration)]
+        return Split(Calibration, tuple(r for _, r in drawn), tuple(i for i, _ in drawn))
+
 
 def make_splits(
     data: str,

@@ -51,7 +51,13 @@ class QuantizeResult:
 
 
 class Scheme(Protocol):
-    """A module of this package, listed in `exporter.recipe.SCHEMES`."""
+    """A module of this package, listed in `exporter.recipe.SCHEMES`.
+
+    Attributes:
+        CALIBRATED: it reads calibration examples, so that others would make another model.
+    """
+
+    CALIBRATED: bool
 
     def applies(self, model: OnnxModel, task: str) -> str | None:
         """None when the scheme fits, else why it does not, as the user reads it."""

@@ -20,6 +20,8 @@ from exporter.quantize.surgery import CONTRIB, insert_before, node, replace, use
 from exporter.quantize.tables import quantize_table, tied_linear, worth_quantizing
 from exporter.quantize.weights import int8_weight, stored_name
 
+CALIBRATED = False
+
 
 def applies(model: OnnxModel, task: str) -> str | None:
     """Graphs whose work is in linear layers."""

@@ -23,6 +23,8 @@ _LARGEST = 65504.0
 # float16 kernels for them on x86: it would take them apart into many small operators.
 _KEEP_FLOAT = ("Gelu", "LayerNormalization", "Softmax", "SimplifiedLayerNormalization")
 
+CALIBRATED = False
+
 
 def applies(model: OnnxModel, task: str) -> str | None:
     """Every float32 graph."""

@@ -9,6 +9,8 @@ from exporter.quantize import QuantizeOptions, QuantizeResult
 from exporter.quantize.blockwise import quantize_weights
 from exporter.quantize.proof import linear_refusal
 
+CALIBRATED = False
+
 
 def applies(model: OnnxModel, task: str) -> str | None:
     """Graphs whose work is in linear layers."""

@@ -9,6 +9,8 @@ from exporter.graph.model import OnnxModel
 from exporter.quantize import QuantizeOptions, QuantizeResult
 from exporter.quantize.storage import copy_companions
 
+CALIBRATED = False
+
 
 def applies(model: OnnxModel, task: str) -> str | None:
     """Always."""

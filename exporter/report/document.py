@@ -129,6 +129,8 @@ class Report:
         slices: groups of test examples, worst first.
         flips: test examples answered otherwise; empty where quoting them was not allowed.
         candidates: in the order they were tried.
+        stability: verdicts and figures of the same candidate with other seeds; None when it was
+            made once.
         pruning: what was removed; None when nothing was.
         recovery: how fine-tuning went; None when there was none.
         parity: PyTorch against the exported float32 graph; None for models that came as ONNX.
@@ -153,6 +155,7 @@ class Report:
     slices: tuple[SliceRow, ...] = ()
     flips: tuple[Flip, ...] = ()
     candidates: tuple[CandidateRow, ...] = ()
+    stability: dict[str, Any] | None = None
     pruning: dict[str, Any] | None = None
     recovery: dict[str, Any] | None = None
     parity: dict[str, Any] | None = None

@@ -10,11 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from exporter.report.charts import NARROW, WIDE, scatter, series, strip
+from exporter.report.charts import FORMATS, NARROW, WIDE, precision, scatter, series, strip
 from exporter.report.document import Report
 from exporter.report.facts import facts, headlines
 from exporter.report.rows import budget_rows
 from exporter.report.wording import VERDICT_MARKS, measured, number, plain, with_unit
+from exporter.target import BUDGET_KINDS
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -48,10 +49,13 @@ def to_html(report: Report) -> str:
         scatters=[s for s in drawn if s is not None],
         importance=_importance(report),
         removed=_removed(report.pruning or {}),
+        layers=precision(report.audit or {}),
+        formats=FORMATS,
         learning=series(_losses(report)),
         slice_metric=slice_metric,
         slice_loss="Perplexity ratio" if "ratio" in slice_metric else "Accuracy drop",
         shown=_shown,
+        titles={metric: kind.title for metric, kind in BUDGET_KINDS.items()},
         facts=facts,
         measured=measured,
         with_unit=with_unit,

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporter.graph.audit import audit
+from exporter.graph.audit import INTEGER_KERNELS, audit
 from exporter.graph.model import OnnxModel
 from exporter.graph.session import open_run
 from exporter.graph.tidy import save_graph
@@ -203,3 +203,26 @@ def test_it_works_without_chatter(
         quantized("int4-weights", "decoder", decoder, tmp_path / "four")
     assert not caplog.records
     assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+
+
+@PARAMETERS
+def test_the_audit_names_each_layer_with_the_format_that_runs(
+    scheme: str, kind: str, models: dict[str, OnnxModel], tmp_path: Path
+) -> None:
+    made = quantized(scheme, kind, models[kind], tmp_path / "out").model
+    layers = audit(made).layers
+    formats = {x.format for x in layers}
+    integer = {x.format for x in layers if x.op in INTEGER_KERNELS}
+    if scheme == "none":
+        assert formats == {"float32"}
+    elif scheme == "float16":
+        # most of it is widened again on a CPU, once, when the session is made
+        assert "float32" in formats
+        assert formats <= {"float16", "float32"}
+    elif scheme != "int4-weights":
+        assert integer == {"int8"}
+    elif kind == "decoder":
+        assert "int4" in integer
+    assert len({x.name for x in layers}) == len(layers)
+    if scheme != "float16" and kind != "convnet":  # convolutions run with padded channels
+        assert sum(x.size_bytes for x in layers) <= size(made)

@@ -143,6 +143,13 @@ def report_of(figures: dict[str, Figures], **changes: Any) -> Report:
             "planned": 31,
             "integer": 31,
             "kept_float": ["/classifier/MatMul"],
+            "layers": [
+                {"name": f"/layer.{i}", "op": op, "format": form, "size_bytes": size}
+                for i, (op, form, size) in enumerate(
+                    [("Gather", "int8", 11_720_000), ("MatMulIntegerToFloat", "int8", 147_456)]
+                    + [("MatMulIntegerToFloat", "int8", 590_000), ("MatMul", "float32", 21_504)] * 9
+                )
+            ],
         },
         environment={
             "isa": "x86-64",
@@ -237,7 +244,11 @@ def hostile() -> Report:
         candidates=(*report.candidates, row),
         notes=(HOSTILE,),
         command=HOSTILE,
-        audit={"op_counts": {HOSTILE: 3}, "kept_float": [HOSTILE]},
+        audit={
+            "op_counts": {HOSTILE: 3},
+            "kept_float": [HOSTILE],
+            "layers": [{"name": HOSTILE, "op": HOSTILE, "format": HOSTILE, "size_bytes": 0}],
+        },
         judgements=tuple({**j, "title": HOSTILE, "reason": HOSTILE} for j in report.judgements),
         slices=(SliceRow(HOSTILE, HOSTILE, 20, None),),
         flips=(Flip(HOSTILE, HOSTILE, HOSTILE, HOSTILE, None, HOSTILE),),
