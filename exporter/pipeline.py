@@ -167,7 +167,7 @@ def final_judgement(
     before = stages.scored(about(context, "reference"), chosen.reference, test)
     after = context.task.relate(before, stages.scored(context, chosen.built, test))
     rounds = rounds_for(context.target, host_description())
-    measurements = stages.measured(context, reference, chosen.built, feeds, rounds)
+    measurements = stages.measured(context, reference, chosen.built, feeds, rounds, decide=True)
     judgements = judge(before, after, measurements, context.target)
     return Outcome(before, after, measurements, judgements)
 

@@ -13,6 +13,7 @@ from exporter.devices.local import host_description, peak_memory
 from exporter.errors import ArtifactError
 from exporter.graph.model import OnnxModel
 from exporter.graph.session import open_run
+from exporter.judge.conditions import remarks
 from exporter.judge.gate import judge, not_judged
 from exporter.judge.latency import rounds_for
 from exporter.judge.measure import Measurements, measure
@@ -80,7 +81,7 @@ def check(
             "Latency was not compared: the float32 reference is not in the cache; pass --reference."
         )
         judgements = _without_reference(found, here, profile, before, after, feeds)
-        report = replace(report, phases=(), environment=host_description())
+        report = replace(report, phases=(), times={}, environment=host_description())
     else:
         measurements = measure(
             here.reference,
@@ -89,15 +90,17 @@ def check(
             profile.workload,
             threads=profile.threads,
             rounds=rounds_for(profile, host_description()),
+            until=profile,
             seed=int(found.manifest["seed"]),
             progress=shown,
         )
         judgements = judge(before, after, measurements, profile)
-        notes += not_judged(measurements, profile, task.name)
+        notes += [*not_judged(measurements, profile, task.name), *remarks(measurements)]
         report = replace(
             report,
             phases=phases_of(measurements, profile),
-            environment=measurements.host,
+            environment=measurements.environment,
+            times=measurements.answer_times,
         )
     as_json = tuple(j.to_json() for j in judgements)
     verdict = overall(judgements)

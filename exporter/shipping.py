@@ -11,6 +11,7 @@ from typing import Any
 from exporter import __version__
 from exporter.attempts import Attempt
 from exporter.cache import library_versions
+from exporter.judge.conditions import remarks
 from exporter.judge.gate import not_judged
 from exporter.judge.latency import PhaseLatency
 from exporter.judge.measure import Measurements
@@ -142,9 +143,10 @@ def describe(
             **target.model_dump(mode="json", exclude={"recipe", "budgets"}, exclude_none=True),
         },
         phases=phases_of(measurements, target),
-        environment=measurements.host,
+        environment=measurements.environment,
+        times=measurements.answer_times,
         versions=library_versions(),
-        notes=(*notes, *not_judged(measurements, target, task)),
+        notes=(*notes, *not_judged(measurements, target, task), *remarks(measurements)),
         **facts,
     )
 

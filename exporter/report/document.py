@@ -86,6 +86,7 @@ class Report:
         model, data, target, environment: facts in the order they are shown.
         recipe: the candidate that ships, resolved.
         phases: latency of each phase.
+        times: "reference" and "candidate" -> ms of the whole workload, one a round.
         observations: measured, not judged.
         candidates: in the order they were tried.
         pruning: what was removed; None when nothing was.
@@ -108,6 +109,7 @@ class Report:
     target: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     phases: tuple[Phase, ...] = ()
+    times: dict[str, list[float]] = field(default_factory=dict)
     observations: tuple[Observation, ...] = ()
     candidates: tuple[CandidateRow, ...] = ()
     pruning: dict[str, Any] | None = None
