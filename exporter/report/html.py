@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter.report.charts import NARROW, WIDE, scatter, series, strip
+from exporter.report.distributions import NARROW as NARROW_TIMES
+from exporter.report.distributions import WIDE as WIDE_TIMES
+from exporter.report.distributions import distributions
 from exporter.report.document import Report
 from exporter.report.facts import facts, headlines
 from exporter.report.rows import budget_rows
@@ -36,6 +39,7 @@ def to_html(report: Report) -> str:
     template = environment.get_template("report.html")
     rows = budget_rows(report)
     drawn = (scatter(report, WIDE), scatter(report, NARROW))
+    times = (distributions(report, WIDE_TIMES), distributions(report, NARROW_TIMES))
     return template.render(
         report=report,
         mark=VERDICT_MARKS[report.verdict],
@@ -43,6 +47,7 @@ def to_html(report: Report) -> str:
         setting=_setting(report),
         headlines=headlines(report),
         budgets=[(row, strip(row)) for row in rows],
+        times=[t for t in times if t is not None],
         scatters=[s for s in drawn if s is not None],
         importance=_importance(report),
         removed=_removed(report.pruning or {}),
