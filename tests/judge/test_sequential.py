@@ -284,6 +284,11 @@ def test_timing_goes_on_until_the_interval_decides_or_the_time_is_over(tmp_path:
     assert cut.looks == (8,)
     (judgement,) = judge_cost(cut, hasty, "image-classification")
     assert judgement.verdict is INCONCLUSIVE
+    # wherever the time ends, that is the last look, and the record holds together
+    short = against_itself(_target(1.0, confidence=0.9999, latency_seconds=0.3))
+    assert short.looks[0] == 8
+    assert short.looks[-1] == sum(short.blocks) == len(short.times_ms["candidate"]["run"])
+    assert Measurements.from_json(json.loads(json.dumps(short.to_json()))) == short
     # a thousand times slower than allowed is seen
     hopeless = against_itself(_target(0.001))
     (judgement,) = judge_cost(hopeless, _target(0.001), "image-classification")
