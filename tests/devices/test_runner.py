@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +82,28 @@ def test_models_are_opened_anew_in_changing_order_and_blocks_say_where() -> None
     assert len(orders) == 8
     assert len(set(orders)) > 2
     assert all(len(set(order)) == 3 for order in orders)
+
+
+def test_a_model_is_let_go_before_it_is_opened_anew() -> None:
+    """Two sessions of one model at once would need twice its memory."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Turn:
+        def __call__(self) -> dict[str, float]:
+            return {"run": 60.0}
+
+    def load(name: str) -> runner.Turn:
+        nonlocal most
+        turn = Turn()
+        alive.add(turn)
+        most = max(most, len(alive))
+        return turn
+
+    spec = {"seed": 0, "rounds": 6, "openings": 3, "limit_seconds": None}
+    result = runner.interleave(load, ["a", "b"], spec, lambda result: 0)
+    assert result["blocks"] == [2, 2, 2]
+    assert most == 2
 
 
 def test_no_more_rounds_are_asked_for_once_the_time_is_over(
