@@ -11,6 +11,7 @@ from exporter.cache import Cache, default_cache_directory
 from exporter.devices.local import host_description, peak_memory
 from exporter.errors import ArtifactError
 from exporter.graph.model import OnnxModel
+from exporter.judge.conditions import remarks
 from exporter.judge.gate import judge, judge_answers, not_judged
 from exporter.judge.latency import rounds_for
 from exporter.judge.measure import Measurements, measure
@@ -77,7 +78,7 @@ def check(
             "Latency was not compared: the float32 reference is not in the cache; pass --reference."
         )
         judgements = _without_reference(found, here, profile, before, after, feeds)
-        report = replace(report, phases=(), environment=host_description())
+        report = replace(report, phases=(), times={}, environment=host_description())
     else:
         measurements = measure(
             here.reference,
@@ -86,15 +87,17 @@ def check(
             profile.workload,
             threads=profile.threads,
             rounds=rounds_for(profile, host_description()),
+            until=profile,
             seed=int(found.manifest["seed"]),
             progress=shown,
         )
         judgements = judge(before, after, measurements, profile)
-        notes += not_judged(measurements, profile, after)
+        notes += [*not_judged(measurements, profile, after), *remarks(measurements)]
         report = replace(
             report,
             phases=phases_of(measurements, profile),
-            environment=measurements.host,
+            environment=measurements.environment,
+            times=measurements.answer_times,
         )
     as_json = tuple(j.to_json() for j in judgements)
     verdict = overall(judgements)

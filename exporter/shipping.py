@@ -12,6 +12,7 @@ from exporter import __version__
 from exporter.attempts import Attempt, Construction
 from exporter.cache import library_versions
 from exporter.flips import worth_reading
+from exporter.judge.conditions import remarks
 from exporter.judge.divergence import divergences
 from exporter.judge.gate import not_judged
 from exporter.judge.latency import PhaseLatency
@@ -153,9 +154,14 @@ def describe(
         phases=phases_of(measurements, target),
         observations=observed(outcome.reference_scores, outcome.candidate_scores, target),
         slices=slice_rows(outcome.reference_scores, outcome.candidate_scores, target),
-        environment=measurements.host,
+        environment=measurements.environment,
+        times=measurements.answer_times,
         versions=library_versions(),
-        notes=(*notes, *not_judged(measurements, target, outcome.candidate_scores)),
+        notes=(
+            *notes,
+            *not_judged(measurements, target, outcome.candidate_scores),
+            *remarks(measurements),
+        ),
         **facts,
     )
 

@@ -82,7 +82,7 @@ def final_judgement(
     """The one reading of the test split, and the full timing, of the candidate that ships."""
     before, after = stages.judged_scores(context, made.reference, made.built, test)
     rounds = rounds_for(context.target, host_description())
-    measurements = stages.measured(context, reference, made.built, feeds, rounds)
+    measurements = stages.measured(context, reference, made.built, feeds, rounds, decide=True)
     judgements = judge(before, after, measurements, context.target)
     return Outcome(before, after, measurements, judgements)
 

@@ -196,9 +196,20 @@ def answers(
 
 
 def measured(
-    context: Context, reference: Built, candidate: Built, feeds: Feeds, rounds: int
+    context: Context,
+    reference: Built,
+    candidate: Built,
+    feeds: Feeds,
+    rounds: int,
+    *,
+    decide: bool = False,
 ) -> Measurements:
-    """Latency, interleaved with the reference, size and memory, on this machine."""
+    """Latency, interleaved with the reference, size and memory, on this machine.
+
+    Args:
+        rounds: of the timing, at least.
+        decide: go on until the target's latency budgets are decided or its time is over.
+    """
     target = context.target
 
     def make(out: Path, scratch: Path) -> None:
@@ -209,6 +220,7 @@ def measured(
             target.workload,
             threads=target.threads,
             rounds=rounds,
+            until=target if decide else None,
             seed=context.recipe.seed,
             progress=context.progress,
         )
@@ -225,11 +237,24 @@ def measured(
             "workload": target.workload.model_dump(),
             "threads": target.threads,
             "rounds": rounds,
+            "until": _latency_demands(target) if decide else None,
             "cpu": host_description()["cpu"],
         },
         make,
     )
     return Measurements.from_json(read_facts(entry, "measurements.json"))
+
+
+def _latency_demands(target: Target) -> dict[str, Any]:
+    """What decides how long the final timing goes on."""
+    return {
+        "isa": target.isa,
+        "features": target.features,
+        "latency_ratio": target.budgets.latency_ratio,
+        "latency_p95_ms": target.budgets.latency_p95_ms,
+        "confidence": target.evidence.confidence,
+        "latency_seconds": target.evidence.latency_seconds,
+    }
 
 
 def run_stage(

@@ -159,7 +159,12 @@ class Evidence(_Table):
 
     confidence: float = Field(0.95, gt=0.5, lt=1, description="One-sided.")
     resamples: int = Field(2000, ge=200, description="Bootstrap resamples.")
-    latency_rounds: int = Field(30, ge=5, description="Interleaved rounds of the final timing.")
+    latency_rounds: int = Field(
+        30, ge=5, description="Interleaved rounds before the first look at the final timing."
+    )
+    latency_seconds: float = Field(
+        120, gt=0, description="After this long an undecided latency stays inconclusive."
+    )
 
 
 ISAS = ("arm64", "x86-64")

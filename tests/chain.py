@@ -42,7 +42,7 @@ def quick_target(
     """A real profile with short timing, the quick recipe, and its budgets replaced if given."""
     profile = load_target(name)
     changed = profile.model_dump()
-    changed["evidence"] |= {"latency_rounds": 5, "resamples": 200}
+    changed["evidence"] |= {"latency_rounds": 5, "latency_seconds": 10, "resamples": 200}
     changed["workload"] |= {"sequence_length": 16, "prompt_length": 16, "decode_tokens": 4}
     changed["recipe"] = Recipe.model_validate(recipe or RECIPE).model_dump()
     if budgets:

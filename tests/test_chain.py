@@ -11,6 +11,8 @@ import pytest
 import exporter
 from exporter.artifact import load_artifact
 from exporter.errors import ArtifactError, DataError, ModelError, OutputError
+from exporter.judge.gate import judge_cost
+from exporter.judge.measure import Measurements
 from exporter.models.scores import load_scores
 from tests import chain, tiny
 
@@ -157,6 +159,28 @@ def test_check_judges_again_and_names_a_changed_byte(classifier: dict[str, Path]
     file.write_bytes(bytes(data))
     with pytest.raises(ArtifactError, match=r"model/model\.onnx.*differs from the hash"):
         exporter.check(made.directory, cache=classifier["cache"])
+
+
+def test_latency_follows_again_from_the_times_that_shipped(classifier: dict[str, Path]) -> None:
+    target = chain.quick_target()
+    made = _run(classifier, "timed")
+    recorded = (made.directory / "evidence" / "measurements.json").read_text(encoding="utf-8")
+    measurements = Measurements.from_json(json.loads(recorded))
+    assert measurements.looks
+    assert len(measurements.blocks) > 1
+    derived = judge_cost(measurements, target, "text-classification")
+    shipped = {j.metric: j for j in made.judgements}
+    assert {j.metric for j in derived} > {"latency_ratio"}
+    assert [shipped[j.metric] for j in derived] == derived
+    assert shipped["latency_ratio"].count == measurements.looks[-1]
+    for times in made.report.times.values():
+        assert len(times) == measurements.looks[-1]
+    assert made.report.environment["threads"] == target.threads
+
+    again = exporter.check(made.directory, cache=classifier["cache"])
+    assert len(again.report.times["candidate"]) == again.report.phases[0].rounds
+    alone = exporter.check(made.directory, cache=classifier["root"] / "empty")
+    assert alone.report.times == {}
 
 
 def test_a_lost_budget_fails_and_still_ships_the_best(classifier: dict[str, Path]) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from exporter.devices.conditions import Conditions, busyness, cpuinfo, load_1min
 from exporter.errors import DeviceError
 from exporter.graph.model import OnnxModel
 from exporter.models.examples import Feeds
@@ -22,8 +24,6 @@ from exporter.progress import Progress, Silent
 from exporter.target import Target, Workload
 
 RUNNER = Path(__file__).resolve().with_name("runner.py")
-# Short workloads are repeated beyond the rounds asked for, up to this many times as many.
-EXTRA_ROUNDS = 10
 
 Times = dict[str, dict[str, list[float]]]
 
@@ -56,10 +56,14 @@ class Timing:
     Attributes:
         times_ms: model -> phase -> ms, one a round; the same index is the same round.
         workload: what really ran; a prompt beyond the model's context is cut.
+        blocks: rounds of each opening of the models, in order.
+        conditions: how busy the machine was meanwhile.
     """
 
     times_ms: Times
     workload: Workload
+    blocks: tuple[int, ...]
+    conditions: Conditions
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,20 @@ def time_models(
     threads: int,
     rounds: int,
     seed: int = 0,
-    seconds: float = 0.0,
+    openings: int = 1,
+    limit_seconds: float | None = None,
+    go_on: Callable[[Timing], int] | None = None,
     progress: Progress | None = None,
 ) -> Timing:
     """Time `models` in one process, each once a round, in an order drawn anew each round.
 
     Args:
         feeds: one batch of the workload; language models take `input_ids` as the prompt.
-        rounds: at least this many; when they take less than `seconds`, up to ten times as many.
+        rounds: at least this many.
+        openings: times that the models are opened anew on the way to each goal.
+        limit_seconds: rounds beyond `rounds` stop after this long.
+        go_on: gets the timing so far whenever a goal is reached and returns the rounds wanted in
+            all; no more than there are ends it. None: `rounds` are all.
 
     Raises:
         DeviceError: a model does not load or run.
@@ -101,24 +111,42 @@ def time_models(
         "workload": workload.model_dump(),
         "threads": threads,
         "rounds": rounds,
-        "seconds": seconds,
-        "max_rounds": EXTRA_ROUNDS * rounds,
+        "openings": openings,
+        "limit_seconds": limit_seconds,
         "seed": seed,
     }
+    before = busyness()
+
+    def timing(result: Mapping[str, Any]) -> Timing:
+        ran = Workload(**result["workload"])
+        seen = Conditions.between(before, busyness())
+        return Timing(result["times_ms"], ran, tuple(result["blocks"]), seen)
+
     with (progress or Silent()).stage("time", rounds) as bar:
         left = rounds
         with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
-            process = _start(spec, feeds, Path(folder))
+            process = _start(spec, feeds, Path(folder), asks=go_on is not None)
             try:
                 assert process.stdout is not None
-                for _ in process.stdout:
-                    if left:
+                for line in process.stdout:
+                    if line.startswith(b"{") and go_on is not None:
+                        so_far = timing(json.loads(line))
+                        _answer(process, f"more {go_on(so_far)}\n")
+                    elif left and line.startswith(b"round"):
                         bar.advance()
                         left -= 1
                 result = _finish(process, Path(folder))
             finally:
                 _stop(process)
-    return Timing(result["times_ms"], Workload(**result["workload"]))
+    return timing(result)
+
+
+def _answer(process: subprocess.Popen[bytes], line: str) -> None:
+    """Tell the runner; one that is gone says why by its exit status."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(line.encode())
+        process.stdin.flush()
 
 
 def peak_memory(model: OnnxModel, feeds: Feeds, workload: Workload, *, threads: int) -> Memory:
@@ -145,7 +173,9 @@ def peak_memory(model: OnnxModel, feeds: Feeds, workload: Workload, *, threads: 
     return Memory(result["peak_mib"], result["baseline_mib"])
 
 
-def _start(spec: dict[str, Any], feeds: Feeds, folder: Path) -> subprocess.Popen[bytes]:
+def _start(
+    spec: dict[str, Any], feeds: Feeds, folder: Path, *, asks: bool = False
+) -> subprocess.Popen[bytes]:
     arrays: Mapping[str, Any] = feeds
     np.savez(folder / "feeds.npz", **arrays)
     spec["feeds"] = str(folder / "feeds.npz")
@@ -154,7 +184,11 @@ def _start(spec: dict[str, Any], feeds: Feeds, folder: Path) -> subprocess.Popen
     command = [sys.executable, "-P", str(RUNNER), "spec.json", "result.json"]
     with (folder / "stderr").open("wb") as errors:
         return subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+            command,
+            cwd=folder,
+            stdin=subprocess.PIPE if asks else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
         )
 
 
@@ -177,8 +211,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """End the process if it still runs, as after Ctrl-C."""
     if process.poll() is None:
         process.kill()
-    if process.stdout is not None:
-        process.stdout.close()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
     process.wait()
 
 
@@ -191,7 +227,7 @@ def host_isa() -> str:
 def host_features() -> tuple[str, ...]:
     """CPU features of this machine that profiles can name; empty where the system does not tell."""
     names = _FLAGS.get(host_isa(), {})
-    flags = set(_cpuinfo("flags").split()) | set(_cpuinfo("Features").split())
+    flags = set(cpuinfo("flags").split()) | set(cpuinfo("Features").split())
     found = {ours for linux, ours in names.items() if linux in flags}
     if host_isa() == "arm64":
         found.add("neon")  # part of the architecture
@@ -210,14 +246,13 @@ def host_description() -> dict[str, Any]:
     import onnxruntime
     import psutil
 
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "isa": host_isa(),
-        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cpu": cpuinfo("model name") or platform.processor() or platform.machine(),
         "features": list(host_features()),
         "cores": usable_cores(),
         "memory_mib": round(psutil.virtual_memory().total / (1 << 20)),
-        "load_1min": load,
+        "load_1min": load_1min(),
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "onnxruntime": str(onnxruntime.__version__),
@@ -236,13 +271,3 @@ def matches(host: Mapping[str, Any], target: Target) -> bool:
 def host_matches(target: Target) -> bool:
     """True when this machine is one of the target's class: its time here is its time there."""
     return matches(host_description(), target)
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next(
-        (v.strip() for k, _, v in (x.partition(":") for x in lines) if k.strip() == key), ""
-    )

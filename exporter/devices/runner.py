@@ -5,13 +5,16 @@ onnxruntime-genai only for directories with a genai_config.json. It reads a job 
 spec and writes one JSON object.
 
     {"job": "time", "models": {NAME: DIRECTORY, ...}, "feeds": NPZ, "workload": {...},
-     "threads": N, "rounds": N, "seconds": S, "max_rounds": N, "seed": N}
-        -> {"workload": {...}, "times_ms": {NAME: {PHASE: [ms a round, ...]}}}
+     "threads": N, "rounds": N, "openings": N, "limit_seconds": S or null, "seed": N}
+        -> {"workload": {...}, "times_ms": {NAME: {PHASE: [ms a round, ...]}}, "blocks": [N, ...]}
     {"job": "memory", "models": {NAME: DIRECTORY}, "feeds": NPZ, "workload": {...}, "threads": N}
         -> {"workload": {...}, "peak_mib": x, "baseline_mib": y}
 
 The workload that comes back is the one that ran: a prompt longer than a model's context is cut,
-for all models alike. A line "round" goes to standard output after each timed round.
+for all models alike. A line "round" goes to standard output after each timed round. When the rounds
+are done, a line with the result so far follows, and a line "more N" on standard input asks for N
+rounds in all. Anything else ends the timing, and so does the end of the input: a runner whose
+parent is gone does not wait.
 
 Language models have the phases "prefill" (ms for the whole prompt and the first token) and
 "decode" (ms for each further token); everything else has the one phase "run".
@@ -35,6 +38,8 @@ WARM_UPS = 3
 # A run shorter than this starts on caches that the other model just filled; it is run twice
 # and timed once.
 SHORT_RUN_MS = 50.0
+# A run longer than this is warm after one, and three at each opening would cost minutes.
+LONG_RUN_MS = 500.0
 # Of the types that ONNX graphs take as feeds.
 TYPES = {
     "tensor(int64)": np.int64,
@@ -226,36 +231,72 @@ def load_turn(directory: Path, feeds: Feeds, workload: dict[str, int], threads: 
     return cached_turn(session, prompt, workload["decode_tokens"])
 
 
-def interleave(turns: dict[str, Turn], spec: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """Rounds in which each model runs once, in an order drawn anew: model -> phase -> ms.
+def interleave(
+    load: Callable[[str], Turn],
+    names: list[str],
+    spec: dict[str, Any],
+    ask: Callable[[dict[str, Any]], int],
+) -> dict[str, Any]:
+    """Rounds in which each model runs once, in an order drawn anew.
 
-    At least `rounds`; short workloads go on until `seconds` have passed or `max_rounds` are done.
+    The models are opened anew `openings` times on the way to each goal, because where a session
+    happens to lie in memory makes it faster or slower for as long as it lives.
+
+    Args:
+        load: opens a model.
+        ask: gets {"times_ms": model -> phase -> ms, "blocks": rounds of each opening}, returns the
+            rounds that are wanted in all. It is not asked again once `limit_seconds` are over.
     """
     order = random.Random(spec["seed"])
-    names = sorted(turns)
-    last: dict[str, float] = {}
-    for name in names:
-        for _ in range(WARM_UPS):
-            last[name] = sum(turns[name]().values())
+    names = sorted(names)
     times: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    rounds, begin = 0, time.perf_counter()
-    gc.collect()
+    blocks: list[int] = []
+    result = {"times_ms": times, "blocks": blocks}
+    last: dict[str, float] = {}
+    turns: dict[str, Turn] = {}
+    done, goal, begin = 0, spec["rounds"], time.perf_counter()
+
+    def over() -> bool:
+        limit = spec["limit_seconds"]
+        enough = done >= spec["rounds"]
+        return enough and limit is not None and time.perf_counter() - begin >= limit
+
     gc.disable()
-    while rounds < spec["rounds"] or (
-        rounds < spec["max_rounds"] and time.perf_counter() - begin < spec["seconds"]
-    ):
-        order.shuffle(names)
-        for name in names:
-            if last[name] < SHORT_RUN_MS:
-                turns[name]()
-            phases = turns[name]()
-            last[name] = sum(phases.values())
-            for phase, ms in phases.items():
-                times[name].setdefault(phase, []).append(ms)
-        rounds += 1
-        print("round", flush=True)
+    while done < goal and not over():
+        block = -(-(goal - done) // spec["openings"])
+        while done < goal and not over():
+            turns.clear()  # never two sessions of one model at once
+            gc.collect()
+            order.shuffle(names)
+            for name in names:
+                turns[name] = load(name)
+                for _ in range(WARM_UPS if last.get(name, 0.0) < LONG_RUN_MS else 1):
+                    last[name] = sum(turns[name]().values())
+            blocks.append(0)
+            while blocks[-1] < block and done < goal and not over():
+                order.shuffle(names)
+                for name in names:
+                    if last[name] < SHORT_RUN_MS:
+                        turns[name]()
+                    phases = turns[name]()
+                    last[name] = sum(phases.values())
+                    for phase, ms in phases.items():
+                        times[name].setdefault(phase, []).append(ms)
+                done += 1
+                blocks[-1] += 1
+                print("round", flush=True)
+        if not over():
+            goal = ask(result)
     gc.enable()
-    return times
+    result["blocks"] = [size for size in blocks if size]
+    return result
+
+
+def ask_parent(result: dict[str, Any]) -> int:
+    """Show the result so far and wait for `more N`; 0 for anything else."""
+    print(json.dumps(result), flush=True)
+    word, _, number = sys.stdin.readline().partition(" ")
+    return int(number) if word == "more" else 0
 
 
 def _resident_mib(field: str) -> float | None:
@@ -309,11 +350,14 @@ def main(spec_path: str, result_path: str) -> None:
         (directory,) = models.values()
         result |= measure_memory(directory, spec, feeds)
     else:
-        turns = {
-            name: load_turn(directory, feeds, spec["workload"], spec["threads"])
-            for name, directory in models.items()
-        }
-        result["times_ms"] = interleave(turns, spec)
+
+        def load(name: str) -> Turn:
+            return load_turn(models[name], feeds, spec["workload"], spec["threads"])
+
+        def ask(so_far: dict[str, Any]) -> int:
+            return ask_parent({**result, **so_far})
+
+        result |= interleave(load, list(models), spec, ask)
     Path(result_path).write_text(json.dumps(result), encoding="utf-8")
 
 

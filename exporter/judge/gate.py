@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exporter.devices.local import matches
 from exporter.judge.divergence import judge_divergence
-from exporter.judge.latency import judge_latency_ratio, judge_p95
+from exporter.judge.latency import judge_latency
 from exporter.judge.measure import Measurements
 from exporter.judge.memory import judge_memory
 from exporter.judge.quality import judge_quality
@@ -74,15 +74,15 @@ def not_judged(measurements: Measurements, target: Target, scores: Scores) -> li
 
 def _judge_one(measurements: Measurements, target: Target, budget: Budget) -> Judgement | None:
     metric = budget.kind.metric
-    evidence = target.evidence
-    if metric == "latency_ratio":
-        return judge_latency_ratio(measurements.phases(evidence)[0], budget, evidence)
-    if metric == "latency_p95_ms":
-        if not matches(measurements.host, target):
-            return None
-        times = measurements.times_ms
-        return judge_p95(
-            times["reference"], times["candidate"], measurements.workload, budget, evidence
+    if metric.startswith("latency"):
+        return judge_latency(
+            budget,
+            target,
+            measurements.host,
+            measurements.times_ms,
+            measurements.workload,
+            blocks=measurements.blocks,
+            looks=len(measurements.looks),
         )
     if metric == "peak_memory_mib":
         return judge_memory(measurements.reference_memory, measurements.candidate_memory, budget)

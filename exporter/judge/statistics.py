@@ -22,7 +22,6 @@ CONTINUITY = 0.25
 MINIMUM_CLUSTERS = 20
 BISECTIONS = 60
 POWER = 0.8
-TRIM = 0.2
 # Bootstrap chunks hold about this many weights at once: 16 MiB of float64.
 CHUNK_CELLS = 1 << 21
 # Each one sorts nothing, but walks over every value.
@@ -206,34 +205,6 @@ def _resampled_sums(columns: Floats, resamples: int, rng: np.random.Generator) -
 
 def _chunks(total: int, size: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
-
-
-def paired_ratio(
-    candidate: ArrayLike, reference: ArrayLike, *, confidence: float, resamples: int, seed: int
-) -> tuple[float, float, float]:
-    """Typical ratio of paired times, with bootstrap bounds.
-
-    The mean of the rounds' log ratios without the fifth at either end: a burst of other work on
-    the machine hits single rounds and not the result. Bootstrap deviations are widened by
-    √(n/(n−1)), which a small n needs.
-
-    Returns:
-        (ratio, low, high); NaN when a time is not a positive number.
-    """
-    x, y = np.asarray(candidate, np.float64), np.asarray(reference, np.float64)
-    if len(x) < 2 or not (
-        np.isfinite(x).all() and np.isfinite(y).all() and min(x.min(), y.min()) > 0
-    ):
-        return math.nan, math.nan, math.nan
-    logs = np.sort(np.log(x / y))
-    count, cut = len(logs), int(len(logs) * TRIM)
-    estimate = float(logs[cut : count - cut].mean())
-    rng = np.random.default_rng(seed)
-    drawn = np.sort(logs[rng.integers(0, count, (resamples, count))], axis=1)
-    means = drawn[:, cut : count - cut].mean(axis=1)
-    deviations = (means - estimate) * math.sqrt(count / (count - 1))
-    low, high = estimate + np.quantile(deviations, [1 - confidence, confidence])
-    return math.exp(estimate), float(np.exp(low)), float(np.exp(high))
 
 
 def quantile_bounds(

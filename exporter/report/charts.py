@@ -153,8 +153,8 @@ def scatter(report: Report, frame: Frame) -> Scatter | None:
     dots.append(Dot(x_of(1.0), y_of(origin), 7.0, "original", "original", "", 0, "start"))
     return Scatter(
         frame,
-        tuple(Tick(x_of(v), f"{v:g}×") for v in _ticks(x_span)),
-        tuple(Tick(y_of(v), f"{v:g}") for v in _ticks(y_span)),
+        tuple(Tick(x_of(v), f"{v:g}×") for v in axis_ticks(x_span)),
+        tuple(Tick(y_of(v), f"{v:g}") for v in axis_ticks(y_span)),
         None if x_limit is None else x_of(x_limit),
         None if y_limit is None else y_of(y_limit),
         _without_overlap(dots, frame),
@@ -299,7 +299,7 @@ def _share(value: float, span: tuple[float, float]) -> float:
     return min(max((value - span[0]) / (span[1] - span[0]), 0.0), 1.0)
 
 
-def _ticks(span: tuple[float, float]) -> list[float]:
+def axis_ticks(span: tuple[float, float]) -> list[float]:
     """Round numbers inside a span, at most six."""
     step = 10.0 ** math.floor(math.log10(span[1] - span[0]))
     for factor in (0.1, 0.2, 0.5, 1.0, 2.0):

@@ -125,6 +125,7 @@ class Report:
         model, data, target, environment: facts in the order they are shown.
         recipe: the candidate that ships, resolved.
         phases: latency of each phase.
+        times: "reference" and "candidate" -> ms of the whole workload, one a round.
         observations: measured, not judged.
         slices: groups of test examples, worst first.
         flips: test examples answered otherwise; empty where quoting them was not allowed.
@@ -151,6 +152,7 @@ class Report:
     target: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     phases: tuple[Phase, ...] = ()
+    times: dict[str, list[float]] = field(default_factory=dict)
     observations: tuple[Observation, ...] = ()
     slices: tuple[SliceRow, ...] = ()
     flips: tuple[Flip, ...] = ()

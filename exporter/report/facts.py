@@ -14,6 +14,7 @@ from exporter.report.wording import ABSENT, number, plain
 _UNITS = {"mib": "MiB", "ms": "ms", "bytes": "bytes", "points": "points"}
 _NAMES = {
     "isa": "ISA",
+    "mhz": "MHz",
     "os": "OS",
     "cpu": "CPU",
     "sha256": "SHA-256",

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter.report.charts import FORMATS, NARROW, WIDE, precision, scatter, series, strip
+from exporter.report.distributions import NARROW as NARROW_TIMES
+from exporter.report.distributions import WIDE as WIDE_TIMES
+from exporter.report.distributions import distributions
 from exporter.report.document import Report
 from exporter.report.facts import facts, headlines
 from exporter.report.rows import budget_rows
@@ -39,6 +42,7 @@ def to_html(report: Report) -> str:
     language = report.model.get("task") == "text-generation"
     slice_metric = f"worst_slice_{'perplexity_ratio' if language else 'drop_points'}"
     drawn = (scatter(report, WIDE), scatter(report, NARROW))
+    times = (distributions(report, WIDE_TIMES), distributions(report, NARROW_TIMES))
     return template.render(
         report=report,
         mark=VERDICT_MARKS[report.verdict],
@@ -46,6 +50,7 @@ def to_html(report: Report) -> str:
         setting=_setting(report),
         headlines=headlines(report),
         budgets=[(row, strip(row)) for row in rows],
+        times=[t for t in times if t is not None],
         scatters=[s for s in drawn if s is not None],
         importance=_importance(report),
         removed=_removed(report.pruning or {}),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
+from exporter.devices.conditions import clock_mhz
 from exporter.devices.local import (
+    Timing,
     host_description,
     host_features,
     host_matches,
@@ -73,10 +77,56 @@ def test_models_are_timed_together_and_rounds_align(tmp_path: Path) -> None:
     assert timing.workload == WORKLOAD
 
 
-def test_short_workloads_go_on_for_the_seconds_asked_for(tmp_path: Path) -> None:
-    models = {"one": product(tmp_path, 16)}
-    timing = time_models(models, _x(16), WORKLOAD, threads=1, rounds=5, seconds=60)
-    assert len(timing.times_ms["one"]["run"]) == 50  # ten times as many, and no more
+def test_more_rounds_are_taken_in_the_same_process_until_told_to_stop(tmp_path: Path) -> None:
+    models = {"one": product(tmp_path / "one", 16), "two": product(tmp_path / "two", 16)}
+    seen: list[Timing] = []
+
+    def go_on(timing: Timing) -> int:
+        seen.append(timing)
+        return 2 * sum(timing.blocks) if len(seen) < 3 else 0
+
+    timing = time_models(
+        models, _x(16), WORKLOAD, threads=1, rounds=6, openings=2, go_on=go_on, seed=1
+    )
+    assert [sum(t.blocks) for t in seen] == [6, 12, 24]
+    assert timing.blocks == (3, 3, 3, 3, 6, 6)
+    assert timing.times_ms == seen[-1].times_ms
+    for earlier, later in itertools.pairwise(seen):
+        for name in models:
+            known = earlier.times_ms[name]["run"]
+            assert later.times_ms[name]["run"][: len(known)] == known
+    assert timing.conditions.load_before is not None
+    assert timing.conditions.load_after is not None
+
+
+def test_what_goes_wrong_while_deciding_leaves_no_process(tmp_path: Path) -> None:
+    model = product(tmp_path, 16)
+
+    def fails(timing: Timing) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        time_models({"m": model}, _x(16), WORKLOAD, threads=1, rounds=5, go_on=fails)
+    assert not psutil.Process().children(recursive=True)
+
+    def kills(timing: Timing) -> int:
+        (child,) = psutil.Process().children()
+        child.kill()
+        while child.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        return 10
+
+    with pytest.raises(DeviceError, match="signal 9"):
+        time_models({"m": model}, _x(16), WORKLOAD, threads=1, rounds=5, go_on=kills)
+
+
+def test_the_clock_is_the_mean_of_the_cores_where_the_driver_tells(tmp_path: Path) -> None:
+    for core, khz in (("cpu0", "1500000"), ("cpu1", "2500000"), ("cpu2", "gone")):
+        (tmp_path / core / "cpufreq").mkdir(parents=True)
+        (tmp_path / core / "cpufreq" / "scaling_cur_freq").write_text(f"{khz}\n")
+    assert clock_mhz(tmp_path) == 2000.0
+    elsewhere = clock_mhz(tmp_path / "nothing")
+    assert elsewhere is None or elsewhere > 0
 
 
 def test_a_cached_language_model_has_two_phases(tmp_path: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
+import subprocess
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,33 +31,104 @@ def test_it_travels_alone() -> None:
     assert found - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "onnxruntime_genai"}
 
 
-def _schedule(seed: int, rounds: int = 12) -> tuple[list[str], dict[str, Any]]:
+def _schedule(
+    seed: int, rounds: int = 12, openings: int = 1, goals: tuple[int, ...] = ()
+) -> tuple[list[str], dict[str, Any], list[int]]:
+    """Calls ("open a" or "a"), the result, and how many rounds there were at each question."""
     calls: list[str] = []
+    asked: list[int] = []
+    wanted = list(goals)
 
-    def turn(name: str) -> runner.Turn:
+    def load(name: str) -> runner.Turn:
+        calls.append(f"open {name}")
+
         def run() -> dict[str, float]:
             calls.append(name)
             return {"run": 1000.0 + len(calls)}
 
         return run
 
-    spec = {"seed": seed, "rounds": rounds, "seconds": 0, "max_rounds": rounds}
-    return calls, runner.interleave({n: turn(n) for n in ("a", "b", "c")}, spec)
+    def ask(result: dict[str, Any]) -> int:
+        asked.append(sum(result["blocks"]))
+        return wanted.pop(0) if wanted else 0
+
+    spec = {"seed": seed, "rounds": rounds, "openings": openings, "limit_seconds": None}
+    return calls, runner.interleave(load, ["a", "b", "c"], spec, ask), asked
 
 
 def test_rounds_interleave_all_models_in_changing_order() -> None:
-    calls, times = _schedule(seed=3)
-    warm = 3 * runner.WARM_UPS
+    calls, result, _ = _schedule(seed=3)
+    times = result["times_ms"]
+    warm = 3 * (1 + runner.WARM_UPS)
     rounds = [tuple(calls[i : i + 3]) for i in range(warm, len(calls), 3)]
     assert len(rounds) == 12
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert len(set(rounds)) > 2
-    # what is recorded for round i is what round i measured
+    # what is recorded for round i is what round i measured: warm-up is dropped
     for i, order in enumerate(rounds):
         for place, name in enumerate(order):
             assert times[name]["run"][i] == 1000.0 + warm + 3 * i + place + 1
     assert _schedule(seed=3)[0] == calls
     assert _schedule(seed=4)[0] != calls
+
+
+def test_models_are_opened_anew_in_changing_order_and_blocks_say_where() -> None:
+    calls, result, asked = _schedule(seed=1, rounds=12, openings=5, goals=(24, 24))
+    assert result["blocks"] == [3, 3, 3, 3, 3, 3, 3, 3]
+    assert asked == [12, 24]
+    assert all(len(phases["run"]) == 24 for phases in result["times_ms"].values())
+    opened = [call for call in calls if call.startswith("open")]
+    orders = [tuple(opened[i : i + 3]) for i in range(0, len(opened), 3)]
+    assert len(orders) == 8
+    assert len(set(orders)) > 2
+    assert all(len(set(order)) == 3 for order in orders)
+
+
+def test_a_model_is_let_go_before_it_is_opened_anew() -> None:
+    """Two sessions of one model at once would need twice its memory."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Turn:
+        def __call__(self) -> dict[str, float]:
+            return {"run": 60.0}
+
+    def load(name: str) -> runner.Turn:
+        nonlocal most
+        turn = Turn()
+        alive.add(turn)
+        most = max(most, len(alive))
+        return turn
+
+    spec = {"seed": 0, "rounds": 6, "openings": 3, "limit_seconds": None}
+    result = runner.interleave(load, ["a", "b"], spec, lambda result: 0)
+    assert result["blocks"] == [2, 2, 2]
+    assert most == 2
+
+
+def test_no_more_rounds_are_asked_for_once_the_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+
+    def load(name: str) -> runner.Turn:
+        return lambda: {"run": 60.0}
+
+    asked: list[int] = []
+
+    def ask(result: dict[str, Any]) -> int:
+        asked.append(sum(result["blocks"]))
+        return 10**9
+
+    spec = {"seed": 0, "rounds": 7, "openings": 2, "limit_seconds": 50}
+    result = runner.interleave(load, ["a"], spec, ask)
+    assert asked == [7]
+    assert 7 < sum(result["blocks"]) == len(result["times_ms"]["a"]["run"]) < 60
+    # the rounds that were promised come even so
+    late = runner.interleave(load, ["a"], {**spec, "limit_seconds": 0}, ask)
+    assert sum(late["blocks"]) == 7
+    assert asked == [7]
 
 
 def test_short_runs_are_run_twice_and_timed_once() -> None:
@@ -64,10 +139,46 @@ def test_short_runs_are_run_twice_and_timed_once() -> None:
         calls += 1
         return {"run": 0.1}
 
-    spec = {"seed": 0, "rounds": 5, "seconds": 0, "max_rounds": 5}
-    times = runner.interleave({"a": turn}, spec)
+    spec = {"seed": 0, "rounds": 5, "openings": 1, "limit_seconds": None}
+    result = runner.interleave(lambda name: turn, ["a"], spec, lambda result: 0)
     assert calls == runner.WARM_UPS + 2 * 5
-    assert times["a"]["run"] == [0.1] * 5
+    assert result["times_ms"]["a"]["run"] == [0.1] * 5
+
+
+def test_an_orphan_does_not_wait(tmp_path: Path) -> None:
+    """The end of its input, or of whoever reads its output, ends the runner."""
+    feeds = tmp_path / "feeds.npz"
+    np.savez(feeds, x=np.ones((1, 8), np.float32))
+    spec = {
+        "job": "time",
+        "models": {"m": str(product(tmp_path / "m", 8).directory)},
+        "feeds": str(feeds),
+        "workload": {"batch": 1, "sequence_length": 1, "prompt_length": 1, "decode_tokens": 1},
+        "threads": 1,
+        "rounds": 5,
+        "openings": 1,
+        "limit_seconds": None,
+        "seed": 0,
+    }
+    (tmp_path / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+    command = [sys.executable, "-P", runner.__file__, "spec.json", "result.json"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+
+    process = subprocess.Popen(command, cwd=tmp_path, **pipes)  # type: ignore[call-overload]
+    output, _ = process.communicate(timeout=60)  # closes its input at once
+    assert process.returncode == 0
+    assert [line[:5] for line in output.splitlines()] == [*[b"round"] * 5, b'{"wor']
+    written = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert len(written["times_ms"]["m"]["run"]) == 5
+
+    endless = subprocess.Popen(command, cwd=tmp_path, **pipes)  # type: ignore[call-overload]
+    endless.stdin.write(b"more 1000000000\n")
+    endless.stdin.flush()
+    while not endless.stdout.readline().startswith(b"{"):
+        pass
+    endless.stdout.close()
+    assert endless.wait(timeout=60) != 0
+    endless.stdin.close()
 
 
 class Recording:

@@ -100,7 +100,7 @@ def test_absolute_latency_is_judged_only_on_the_targets_own_kind_of_machine() ->
     (note,) = not_judged(elsewhere, target, scores)
     assert "latency_p95_ms" in note
     assert not_judged(_measurements(), target, scores) == []
-    assert rounds_for(target, SERVER) == 59
+    assert rounds_for(target, SERVER) == 94  # 0.95^94 < 0.05 / 6, the error of one look
     assert rounds_for(target, elsewhere.host) == target.evidence.latency_rounds
 
 

@@ -12,7 +12,6 @@ from exporter.judge import statistics
 from exporter.judge.statistics import (
     mcnemar_p,
     paired_difference,
-    paired_ratio,
     quantile_bounds,
     ratio_bounds,
     required_clusters,
@@ -207,45 +206,6 @@ def test_required_clusters_gives_the_power_it_says() -> None:
         passed += high <= limit
     assert 0.65 <= passed / 200 <= 0.92
     assert required_clusters(np.full(9, 3.0), np.ones(9), 3.0, 0.95) is None
-
-
-def test_paired_ratio_covers_the_truth_through_bursts() -> None:
-    rng = np.random.default_rng(9)
-    truth, releases, rounds = 0.6, 800, 30
-    above = below = 0
-    for release in range(releases):
-        shared = rng.lognormal(2, 0.3, rounds)  # the machine's load hits both of a round
-        burst = 1 + (rng.random((2, rounds)) < 0.05) * rng.exponential(1.0, (2, rounds))
-        noise = np.exp(0.03 * rng.standard_t(3, (2, rounds)))
-        reference, candidate = shared * burst * noise * [[1.0], [truth]]
-        _, low, high = paired_ratio(
-            candidate, reference, confidence=0.95, resamples=300, seed=release
-        )
-        above += low > truth
-        below += high < truth
-    allowed = releases * (0.05 + 3.5 * math.sqrt(0.05 * 0.95 / releases))
-    assert above <= allowed
-    assert below <= allowed
-
-
-def test_paired_ratio_pairs_rounds_and_mirrors() -> None:
-    rng = np.random.default_rng(10)
-    reference = rng.lognormal(1, 1, 40)  # wild times, but each round's pair agrees
-    candidate = 0.5 * reference * np.exp(rng.normal(0, 0.01, 40))
-    options = {"confidence": 0.95, "resamples": 1000, "seed": 0}
-    ratio, low, high = paired_ratio(candidate, reference, **options)
-    assert low < 0.5 * 1.01
-    assert high - low < 0.02
-    inverse = paired_ratio(reference, candidate, **options)
-    np.testing.assert_allclose(inverse, (1 / ratio, 1 / high, 1 / low), rtol=2e-3)
-
-
-@pytest.mark.parametrize("broken", [math.nan, math.inf, 0.0, -1.0])
-def test_paired_ratio_refuses_what_is_no_time(broken: float) -> None:
-    times = [1.0] * 10
-    options = {"confidence": 0.95, "resamples": 200, "seed": 0}
-    assert np.isnan(paired_ratio([*times, broken], [*times, 1.0], **options)).all()
-    assert np.isnan(paired_ratio([1.0], [1.0], **options)).all()
 
 
 def test_quantile_bounds_are_order_statistics_with_exact_coverage() -> None:
