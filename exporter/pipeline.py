@@ -22,9 +22,11 @@ from exporter.models.source import resolve_source
 from exporter.models.splits import Splits, make_splits
 from exporter.models.tasks import get_task
 from exporter.progress import Progress, Silent
+from exporter.readings import record_reading, split_hash
 from exporter.recipe import Recipe, recipe_from
 from exporter.report.document import Report
 from exporter.shipping import Outcome, ship
+from exporter.signature import read_private_key, sign
 from exporter.stages import Built, Context, Prepared
 from exporter.target import Target, load_target
 
@@ -64,6 +66,7 @@ def export(
     fresh: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    key: Path | str | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -80,12 +83,14 @@ def export(
         columns: canonical column -> its name in the data.
         seed: replaces the recipe's.
         fresh: redo finished stages.
+        key: PEM file of the private Ed25519 key that signs the manifest; None: unsigned.
         cache: directory of finished stages; default `$EXPORTER_CACHE`, else the user's cache.
 
     Raises:
         InputError: something given is wrong; nothing was changed.
         ExporterError: the tool failed; finished stages are kept.
     """
+    signer = None if key is None else read_private_key(key)
     profile = resolve_target(target, recipe, seed)
     if data is None:
         raise DataError("--data", "is missing", remedy="give the task's examples; see --help.")
@@ -129,6 +134,8 @@ def export(
             outcome=outcome,
             out=directory,
         )
+        if signer is not None:
+            sign(new, signer)
     return Result(overall(outcome.judgements), directory, outcome.judgements, report)
 
 
@@ -164,12 +171,18 @@ def final_judgement(
     """The one reading of the test split, and the full timing, of the candidate that ships."""
     if chosen.built is None or chosen.reference is None:
         raise ValueError("only an attempt that was built can be judged")
+    earlier = record_reading(
+        context.cache.root,
+        model=context.source.content_hash,
+        test=split_hash(test.examples.ids),
+        candidate=chosen.built.key,
+    )
     before = stages.scored(about(context, "reference"), chosen.reference, test)
     after = context.task.relate(before, stages.scored(context, chosen.built, test))
     rounds = rounds_for(context.target, host_description())
     measurements = stages.measured(context, reference, chosen.built, feeds, rounds)
     judgements = judge(before, after, measurements, context.target)
-    return Outcome(before, after, measurements, judgements)
+    return Outcome(before, after, measurements, judgements, earlier)
 
 
 def nothing_built(context: Context, attempts: list[Attempt]) -> ExporterError:

@@ -18,10 +18,12 @@ from exporter.judge.verdict import FAIL, INCONCLUSIVE, Judgement, Verdict, overa
 from exporter.models.scores import Scores
 from exporter.models.source import read_config
 from exporter.models.splits import Splits
+from exporter.readings import readings_note
 from exporter.report.document import CandidateRow, Phase, Report, Status
 from exporter.report.render import render
 from exporter.report.wording import explain
 from exporter.ship.bundle import assemble, assemble_model
+from exporter.ship.sbom import SBOM, make_sbom
 from exporter.stages import MAX_LENGTH, Built, Context, Prepared
 from exporter.target import Target
 
@@ -34,6 +36,7 @@ class Outcome:
     candidate_scores: Scores
     measurements: Measurements
     judgements: tuple[Judgement, ...]
+    earlier_readings: tuple[str, ...] = ()  # candidates that were judged on the test split before
 
 
 def ship(
@@ -94,11 +97,14 @@ def ship(
         audit=chosen.built.facts,
         seed=context.recipe.seed,
         command=command,
-        notes=(*notes, *_notes(context, chosen, reference)),
+        notes=(*notes, *_notes(context, chosen, reference), *_readings(outcome)),
+    )
+    bill = make_sbom(
+        directory, title=out.name, version=__version__, model=report.model, data=report.data
     )
     assemble(
         directory,
-        documents=render(report),
+        documents={**render(report), SBOM: bill},
         manifest={
             "tool": {"name": "exporter", "version": __version__},
             "verdict": report.verdict,
@@ -115,6 +121,10 @@ def ship(
                 "quality_reference": chosen.reference.key,
                 "candidate": chosen.built.key,
                 "test": test.key,
+            },
+            "test_readings": {
+                "earlier": len(outcome.earlier_readings),
+                "candidates": list(outcome.earlier_readings),
             },
             "versions": library_versions(),
             "seed": context.recipe.seed,
@@ -217,6 +227,11 @@ def _notes(context: Context, chosen: Attempt, reference: Built) -> list[str]:
     if context.source.trust_remote_code:
         notes.append("Code that came with the model was trusted and run.")
     return notes
+
+
+def _readings(outcome: Outcome) -> list[str]:
+    note = readings_note(outcome.earlier_readings)
+    return [note] if note else []
 
 
 def _command(context: Context, data: str, columns: Mapping[str, str], out: Path) -> str:
