@@ -84,7 +84,7 @@ def read_artifact(directory: Path | str) -> Artifact:
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ArtifactError(place, "manifest is larger than 16 MiB", remedy="export again.")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtifactError(
             f"{place}/{MANIFEST}", "cannot be read", got=error.strerror, remedy="change its rights."
@@ -102,6 +102,26 @@ def read_artifact(directory: Path | str) -> Artifact:
             remedy="export again with this version.",
         )
     return Artifact(root, manifest)
+
+
+def strict_json(text: str) -> Any:
+    """JSON that every reader understands alike: no name stands twice, no number is NaN or infinite.
+
+    Raises:
+        ValueError: it is not.
+        RecursionError: it is nested too deeply.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise ValueError("a name stands twice in one object")
+        return made
+
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=distinct)
 
 
 def prove_file(artifact: Artifact, name: str) -> int:

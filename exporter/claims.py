@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from exporter.artifact import MANIFEST, Artifact
+from exporter.artifact import MANIFEST, Artifact, strict_json
 from exporter.errors import ArtifactError, InputError
 from exporter.graph.model import OnnxModel
 from exporter.judge.gate import judge, not_judged
@@ -118,6 +118,10 @@ def check_claims(artifact: Artifact) -> tuple[tuple[Judgement, ...], list[Mismat
 
 def _evidence(artifact: Artifact) -> _Evidence:
     directory = artifact.directory / EVIDENCE
+    for path in directory.glob("*.npz"):
+        raise ArtifactError(
+            f"{EVIDENCE}/{path.name}", "is no evidence", remedy="do not trust the artifact."
+        )
     reference, candidate = load_scores(directory, "reference"), load_scores(directory, "candidate")
     measurements = Measurements.from_json(_json(artifact, f"{EVIDENCE}/{MEASUREMENTS}"))
     target = validated(Target, dict(artifact.manifest["target"]), place=f"{MANIFEST}: target")
@@ -236,7 +240,7 @@ def _by_metric(report: Report) -> dict[str, Any]:
 
 def _json(artifact: Artifact, name: str) -> Any:
     try:
-        return json.loads((artifact.directory / name).read_text(encoding="utf-8"))
+        return strict_json((artifact.directory / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             name, "must be valid JSON", got=str(error), remedy="export again."
@@ -257,7 +261,10 @@ def _same(claimed: Any, derived: Any) -> bool:
     if isinstance(claimed, bool) or isinstance(derived, bool):
         return claimed is derived
     if isinstance(claimed, numbers) and isinstance(derived, numbers):
-        return math.isclose(claimed, derived, rel_tol=ROUNDING, abs_tol=ROUNDING)
+        try:
+            return math.isclose(claimed, derived, rel_tol=ROUNDING, abs_tol=ROUNDING)
+        except OverflowError:  # an integer beyond any float
+            return claimed == derived
     return type(claimed) is type(derived) and bool(claimed == derived)
 
 

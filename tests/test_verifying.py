@@ -143,6 +143,10 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         "model/manifest.sig: is not named",
     ),
     "a pipe": (lambda d: os.mkfifo(d / "pipe"), "pipe: is not named"),
+    "a payload": (
+        lambda d: (d / "evidence/candidate.npz").write_bytes(b"PK"),
+        "evidence/candidate.npz: is no evidence",
+    ),
     "a dangling link": (lambda d: (d / "link").symlink_to("nowhere"), "link: is not named"),
     "a linked directory": (_link_out, "model/model.onnx: must lie inside"),
     "evidence gone": (lambda d: shutil.rmtree(d / "evidence"), "evidence/reference.jsonl"),
@@ -284,6 +288,16 @@ FORGED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: _edit(d / "report.json", lambda r: r["model"].update(name="better")),
         "report.json.model.name",
     ),
+    "a verdict for each reader": (
+        lambda d: (d / "report.json").write_text(
+            (d / "report.json").read_text("utf-8").replace("{", '{"verdict": "PASS",', 1), "utf-8"
+        ),
+        "report.json: must be valid JSON, got a name stands twice",
+    ),
+    "no number": (
+        lambda d: _edit(d / "report.json", lambda r: r.update(seed=float("nan"))),
+        "report.json: must be valid JSON, got NaN",
+    ),
     "what the report does not know": (
         lambda d: _edit(d / "report.json", lambda r: r.update(award="gold")),
         "report.json.award",
@@ -414,7 +428,7 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path]
 
 
-@pytest.mark.parametrize("junk", [None, -1, "x", [], {}, 1e308, float("nan"), True])
+@pytest.mark.parametrize("junk", [None, -1, "x", [], {}, 1e308, 10**400, True])
 @pytest.mark.parametrize("name", ["report.json", "evidence/measurements.json", "manifest.json"])
 def test_whatever_stands_in_a_file_is_a_finding_and_no_crash(
     name: str, junk: Any, copy: Path, monkeypatch: pytest.MonkeyPatch
