@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from exporter.recheck import check
     from exporter.recipe import Recipe, load_recipe
     from exporter.target import Target, load_target, target_names
+    from exporter.verifying import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Target",
+    "Verification",
     "check",
     "export",
     "load_artifact",
@@ -40,6 +42,7 @@ __all__ = [
     "load_target",
     "plan",
     "target_names",
+    "verify",
 ]
 
 _HOME = {
@@ -50,6 +53,7 @@ _HOME = {
     "Recipe": "recipe",
     "Result": "pipeline",
     "Target": "target",
+    "Verification": "verifying",
     "check": "recheck",
     "export": "pipeline",
     "load_artifact": "artifact",
@@ -57,6 +61,7 @@ _HOME = {
     "load_target": "target",
     "plan": "planning",
     "target_names": "target",
+    "verify": "verifying",
 }
 
 

@@ -16,6 +16,7 @@ from exporter.cache import explained_os_error, sha256_file, sync_directory, sync
 from exporter.errors import ArtifactError, OutputError
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"  # beside the manifest, over its bytes
 SCHEMA = 1
 MAX_MANIFEST_BYTES = 16 << 20
 
@@ -47,7 +48,7 @@ def write_manifest(directory: Path, content: dict[str, Any]) -> None:
             "size_bytes": path.stat().st_size,
         }
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path != directory / MANIFEST
     }
     text = json.dumps({"schema": SCHEMA, **content, "files": files}, indent=2, allow_nan=False)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -59,6 +60,18 @@ def load_artifact(directory: Path | str) -> Artifact:
     Raises:
         ArtifactError: no manifest, a malformed one, a missing, changed or escaping file.
     """
+    artifact = read_artifact(directory)
+    for name in artifact.manifest["files"]:
+        prove_file(artifact, name)
+    return artifact
+
+
+def read_artifact(directory: Path | str) -> Artifact:
+    """Read an artifact's manifest; its files are not looked at.
+
+    Raises:
+        ArtifactError: no manifest, or a malformed one.
+    """
     root = Path(directory)
     place = str(directory)
     path = root / MANIFEST
@@ -68,10 +81,14 @@ def load_artifact(directory: Path | str) -> Artifact:
             f"must be an artifact with a {MANIFEST}",
             remedy="give the directory that `exporter export` printed.",
         )
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ArtifactError(place, "manifest is larger than 16 MiB", remedy="export again.")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ArtifactError(place, "manifest is larger than 16 MiB", remedy="export again.")
+        manifest = strict_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"{place}/{MANIFEST}", "cannot be read", got=error.strerror, remedy="change its rights."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{place}/{MANIFEST}", "must be valid JSON", got=str(error), remedy="export again."
@@ -84,22 +101,58 @@ def load_artifact(directory: Path | str) -> Artifact:
             got=manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__,
             remedy="export again with this version.",
         )
-    for name, entry in files.items():
-        _prove(root, name, entry)
     return Artifact(root, manifest)
 
 
-def _prove(root: Path, name: str, entry: Any) -> None:
-    path = root / name
-    place = f"{root}/{name}"
-    if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
-        raise ArtifactError(place, "must lie inside the artifact", remedy="do not trust it.")
-    if not path.is_file():
-        raise ArtifactError(place, "is named in the manifest and missing", remedy="export again.")
-    if not isinstance(entry, dict) or sha256_file(path) != entry.get("sha256"):
-        raise ArtifactError(
-            place, "differs from the hash in the manifest", remedy="restore it or export again."
+def strict_json(text: str) -> Any:
+    """JSON that every reader understands alike: no name stands twice, no number is NaN or infinite.
+
+    Raises:
+        ValueError: it is not.
+        RecursionError: it is nested too deeply.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise ValueError("a name stands twice in one object")
+        return made
+
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=distinct)
+
+
+def prove_file(artifact: Artifact, name: str) -> int:
+    """The bytes of one file that the manifest names, proved to have the hash it says.
+
+    Raises:
+        ArtifactError: the file is missing, changed, unreadable or outside the artifact.
+    """
+    path = artifact.directory / name
+    place = f"{artifact.directory}/{name}"
+    entry = artifact.manifest["files"][name]
+    parts = Path(name).parts
+    try:
+        linked = any(
+            artifact.directory.joinpath(*parts[:i]).is_symlink() for i in range(1, len(parts) + 1)
         )
+        if Path(name).is_absolute() or ".." in parts or linked:
+            raise ArtifactError(place, "must lie inside the artifact", remedy="do not trust it.")
+        if not path.is_file():
+            raise ArtifactError(
+                place, "is named in the manifest and missing", remedy="export again."
+            )
+        if not isinstance(entry, dict) or sha256_file(path) != entry.get("sha256"):
+            raise ArtifactError(
+                place, "differs from the hash in the manifest", remedy="restore it or export again."
+            )
+        return path.stat().st_size
+    except OSError as error:
+        raise ArtifactError(
+            place, "cannot be read", got=error.strerror, remedy="change its rights, or its name."
+        ) from error
 
 
 def check_output(out: Path) -> None:

@@ -119,6 +119,10 @@ def export(
     ] = True,
     allow_pickle: Pickle_ = False,
     trust_remote_code: Remote_ = False,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="Private Ed25519 key (PEM) that signs the artifact."),
+    ] = None,
     as_json: Json_ = False,
     debug: Debug_ = False,
 ) -> None:
@@ -142,6 +146,7 @@ def export(
             fresh=fresh,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
+            key=key,
             progress=progress_for(_stderr()),
         )
         _finish(result, as_json)
@@ -170,6 +175,33 @@ def check(
 
         result = run(artifact, target=target, reference=reference, progress=progress_for(_stderr()))
         _finish(result, as_json)
+
+
+@app.command(
+    epilog="Exit codes: **0** the artifact is what it claims to be, whatever its verdict, **1** it "
+    "is not, **2** there is no artifact, or the key cannot be used.\n\n"
+    "Examples:\n\n`exporter verify dist/code_lm-mobile`\n\n"
+    "`exporter verify dist/code_lm-mobile --key public.pem --json`"
+)
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="The directory that `export` made.")],
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="Public Ed25519 key (PEM) that must have signed it."),
+    ] = None,
+    as_json: Json_ = False,
+    debug: Debug_ = False,
+) -> None:
+    """Prove, offline, that an ARTIFACT is what it claims to be: files, verdicts, signature."""
+    with reporting_errors(debug, as_json):
+        from exporter.verifying import verify as run
+
+        result = run(artifact, key=key)
+        if as_json:
+            print_json(result.to_json())
+        else:
+            typer.echo(result.to_text())
+        sys.exit(result.exit_code)
 
 
 @app.command(epilog="Example:\n\n`exporter plan ./my-model --target mobile --data reviews.jsonl`")

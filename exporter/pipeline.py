@@ -21,6 +21,7 @@ from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe, recipe_from
 from exporter.report.document import Report
 from exporter.shipping import ship
+from exporter.signature import read_private_key, sign
 from exporter.stability import final_judgement, repeat
 from exporter.stages import Context, about
 from exporter.target import Target, load_target
@@ -64,6 +65,7 @@ def export(
     fresh: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    key: Path | str | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -84,12 +86,14 @@ def export(
         seeds: how often recovery and calibration are done, each time with the next seed, to see
             whether others come to the same verdict; the first one ships.
         fresh: redo finished stages.
+        key: PEM file of the private Ed25519 key that signs the manifest; None: unsigned.
         cache: directory of finished stages; default `$EXPORTER_CACHE`, else the user's cache.
 
     Raises:
         InputError: something given is wrong; nothing was changed.
         ExporterError: the tool failed; finished stages are kept.
     """
+    signer = None if key is None else read_private_key(key)
     profile = resolve_target(target, recipe, seed)
     if data is None:
         raise DataError("--data", "is missing", remedy="give the task's examples; see --help.")
@@ -139,6 +143,8 @@ def export(
             outcome=outcome,
             out=directory,
         )
+        if signer is not None:
+            sign(new, signer)
     return Result(overall(outcome.judgements), directory, outcome.judgements, report)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from exporter.judge.verdict import FAIL, INCONCLUSIVE, Verdict, overall
 from exporter.models.scores import Scores
 from exporter.models.source import read_config
 from exporter.models.splits import Splits
+from exporter.readings import readings_note
 from exporter.report.document import (
     CandidateRow,
     Flip,
@@ -30,11 +31,13 @@ from exporter.report.document import (
     Report,
     SliceRow,
     Status,
+    json_ready,
 )
 from exporter.report.render import render
-from exporter.report.wording import explain
+from exporter.report.wording import explain, repeated
 from exporter.ship.bundle import assemble, assemble_model
-from exporter.stability import Outcome, Stability, unrepeated
+from exporter.ship.sbom import SBOM, make_sbom
+from exporter.stability import Outcome, Stability
 from exporter.stages import MAX_LENGTH, Built, Context, Prepared
 from exporter.target import BUDGET_KINDS, Target
 
@@ -71,6 +74,7 @@ def ship(
         max_length=MAX_LENGTH,
         paired="text_pair" in splits.test.rows[0],
     )
+    repeats = None if stability is None else json_ready(asdict(stability))
     command = _command(context, data, columns, slices, out, show_examples=show_examples)
     report = describe(
         title=f"{out.name}",
@@ -95,20 +99,26 @@ def ship(
         recipe=chosen.candidate.model_dump(mode="json", exclude_none=True),
         candidates=tuple(_row(a, chosen) for a in attempts),
         flips=_flips(context, outcome, splits, test) if show_examples else (),
-        stability=None if stability is None else asdict(stability),
+        stability=repeats,
         pruning=made.removed,
         recovery=made.recovery,
         parity=made.float_built.facts.get("parity"),
         audit=made.built.facts,
         seed=context.recipe.seed,
         command=command,
-        notes=(*notes, *_notes(context, made, reference), *unrepeated(stability)),
+        notes=(
+            *notes,
+            *_notes(context, made, reference),
+            *([repeated(repeats)] if repeats else []),
+            *_readings(outcome),
+        ),
     )
-    if stability is not None and stability.doubted:
-        report = replace(report, summary=" ".join([report.summary, *unrepeated(stability)]))
+    bill = make_sbom(
+        directory, title=out.name, version=__version__, model=report.model, data=report.data
+    )
     assemble(
         directory,
-        documents=render(report),
+        documents={**render(report), SBOM: bill},
         manifest={
             "tool": {"name": "exporter", "version": __version__},
             "verdict": report.verdict,
@@ -126,6 +136,10 @@ def ship(
                 "candidate": made.built.key,
                 "test": test.key,
             },
+            "test_readings": {
+                "earlier": len(outcome.earlier_readings),
+                "candidates": list(outcome.earlier_readings),
+            },
             "versions": library_versions(),
             "seed": context.recipe.seed,
             "command": command,
@@ -138,7 +152,13 @@ def ship(
 
 
 def describe(
-    *, title: str, target: Target, outcome: Outcome, notes: tuple[str, ...], **facts: Any
+    *,
+    title: str,
+    target: Target,
+    outcome: Outcome,
+    stability: dict[str, Any] | None,
+    notes: tuple[str, ...],
+    **facts: Any,
 ) -> Report:
     """The report of an outcome; `facts` are the report's other fields."""
     measurements = outcome.measurements
@@ -146,7 +166,8 @@ def describe(
     return Report(
         title=title,
         verdict=overall(outcome.judgements).value,
-        summary=explain(judgements),
+        summary=explain(judgements, stability),
+        stability=stability,
         judgements=judgements,
         target={
             **target.model_dump(mode="json", exclude={"recipe", "budgets"}, exclude_none=True),
@@ -267,6 +288,11 @@ def _notes(context: Context, made: Construction, reference: Built) -> list[str]:
     if context.source.trust_remote_code:
         notes.append("Code that came with the model was trusted and run.")
     return notes
+
+
+def _readings(outcome: Outcome) -> list[str]:
+    note = readings_note(outcome.earlier_readings)
+    return [note] if note else []
 
 
 def _command(

@@ -17,6 +17,7 @@ from exporter.judge.verdict import Judgement, overall
 from exporter.models.examples import Feeds
 from exporter.models.scores import Scores
 from exporter.models.splits import Splits
+from exporter.readings import record_reading, split_hash
 from exporter.stages import Built, Context, Prepared, about
 
 
@@ -28,6 +29,7 @@ class Outcome:
     candidate_scores: Scores
     measurements: Measurements
     judgements: tuple[Judgement, ...]
+    earlier_readings: tuple[str, ...] = ()  # candidates that were judged on the test split before
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,22 @@ class Stability:
     spread: Mapping[str, Spread]
     varies: bool
 
-    @property
-    def doubted(self) -> bool:
-        """Another seed came to another verdict than the one that ships."""
-        return any(r.verdict != self.repeats[0].verdict for r in self.repeats)
-
 
 def final_judgement(
     context: Context, reference: Built, made: Construction, test: Prepared, feeds: Feeds
 ) -> Outcome:
     """The one reading of the test split, and the full timing, of the candidate that ships."""
+    earlier = record_reading(
+        context.cache.root,
+        model=context.source.content_hash,
+        test=split_hash(test.examples.ids),
+        candidate=made.built.key,
+    )
     before, after = stages.judged_scores(context, made.reference, made.built, test)
     rounds = rounds_for(context.target, host_description())
     measurements = stages.measured(context, reference, made.built, feeds, rounds, decide=True)
     judgements = judge(before, after, measurements, context.target)
-    return Outcome(before, after, measurements, judgements)
+    return Outcome(before, after, measurements, judgements, earlier)
 
 
 def repeat(
@@ -126,29 +129,6 @@ def repeat(
         except ExporterError as error:
             repeats.append(Repeat(seed, "ERROR", {}, (), str(error)))
     return Stability(tuple(repeats), _spread(repeats), varies)
-
-
-def unrepeated(stability: Stability | None) -> list[str]:
-    """A sentence when other seeds do not come to the verdict that ships, or all of them do."""
-    if stability is None:
-        return []
-    first, *others = stability.repeats
-    if not stability.varies and all(r.verdict != "ERROR" for r in others):
-        return [
-            "Nothing in this candidate depends on the seed: it is neither trained nor calibrated."
-        ]
-    different = [r for r in others if r.verdict != first.verdict]
-    if not different:
-        return [f"All {len(others) + 1} seeds came to {first.verdict}."]
-    told = ", ".join(
-        f"seed {r.seed}: {r.verdict}"
-        + (f" ({', '.join(r.lost) or r.reason})" if r.lost or r.reason else "")
-        for r in different
-    )
-    return [
-        f"{len(different)} of {len(others)} other seeds did not repeat the {first.verdict} of seed "
-        f"{first.seed}: {told}. The artifact holds seed {first.seed}."
-    ]
 
 
 def _repeat(seed: int, judgements: tuple[Judgement, ...]) -> Repeat:

@@ -33,6 +33,9 @@ def test_every_family_goes_through(family: str, tmp_path: Path, store: Path) -> 
     )
 
     artifact = load_artifact(result.directory)  # proves every hash
+    verified = exporter.verify(result.directory)
+    assert verified.sound, verified.to_text()
+    assert verified.judgements == result.judgements
     assert artifact.manifest["verdict"] == result.verdict == result.report.verdict
     assert {j.metric for j in result.judgements} >= {"latency_ratio", "disk_size_ratio"}
     chosen = [row for row in result.report.candidates if row.status == "chosen"]

@@ -11,7 +11,17 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "exporter"
 ROOMS = ("models", "compress", "graph", "quantize", "devices", "judge", "ship", "report")
-NOUNS = ("errors", "progress", "toml", "recipe", "target", "cache", "artifact")
+NOUNS = (
+    "errors",
+    "progress",
+    "toml",
+    "recipe",
+    "target",
+    "cache",
+    "artifact",
+    "signature",
+    "readings",
+)
 TOP = (
     "stages",
     "building",
@@ -22,6 +32,8 @@ TOP = (
     "shipping",
     "pipeline",
     "recheck",
+    "claims",
+    "verifying",
     "planning",
     "display",
     "exits",

@@ -58,6 +58,7 @@ def _start(work: dict[str, Path], place: Path) -> subprocess.Popen[str]:
 def _content(out: Path) -> dict[str, str]:
     """Hashes of what seeds decide: everything that ships but measurements and their reports."""
     measured = {"manifest.json", "report.json", "report.html", "report.md", "junit.xml"}
+    measured |= {"measurements.json", "sbom.cdx.json"}  # the bill holds the hash of session.json
     return {
         p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(out.rglob("*"))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import exporter
 from exporter.artifact import load_artifact
-from exporter.stability import Repeat, Stability, unrepeated
+from exporter.report.wording import explain, repeated
+from exporter.stability import Repeat, Stability
 from tests import chain, tiny
+from tests.report import samples
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +88,19 @@ def test_a_candidate_that_no_seed_touches_says_so(material: dict[str, Path]) -> 
     assert any("Nothing in this candidate depends on the seed" in n for n in result.report.notes)
 
 
-def stability(*verdicts: str) -> Stability:
+def stability(*verdicts: str) -> dict[str, Any]:
     repeats = tuple(
         Repeat(i, v, {"x": 1.0}, () if v == "PASS" else ("kl_mean_nats",))
         for i, v in enumerate(verdicts)
     )
-    return Stability(repeats, {}, True)
+    return asdict(Stability(repeats, {}, True))
 
 
 def test_a_pass_that_others_do_not_repeat_says_so() -> None:
-    (told,) = unrepeated(stability("PASS", "PASS", "FAIL", "INCONCLUSIVE"))
+    told = repeated(stability("PASS", "PASS", "FAIL", "INCONCLUSIVE"))
     assert told.startswith("2 of 3 other seeds did not repeat the PASS of seed 0")
     assert "seed 2: FAIL (kl_mean_nats)" in told
-    assert stability("PASS", "FAIL").doubted
-    assert unrepeated(stability("PASS", "PASS")) == ["All 2 seeds came to PASS."]
-    assert not stability("PASS", "PASS").doubted
-    assert unrepeated(None) == []
+    assert repeated(stability("PASS", "PASS")) == "All 2 seeds came to PASS."
+    judged = samples.passing().judgements
+    assert explain(judged, stability("PASS", "FAIL")).endswith("The artifact holds seed 0.")
+    assert explain(judged, stability("PASS", "PASS")) == explain(judged)

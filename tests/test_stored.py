@@ -199,6 +199,7 @@ def test_two_runs_on_one_directory(tmp_path: Path) -> None:
         (lambda d: (d / "manifest.json").unlink(), "must be an artifact"),
         (lambda d: (d / "manifest.json").write_text("{"), "must be valid JSON"),
         (lambda d: (d / "manifest.json").write_text("[]"), "must be of schema 1"),
+        (lambda d: (d / "manifest.json").write_text('{"a": 1, "a": 2}'), "a name stands twice"),
         (
             lambda d: (d / "manifest.json").write_text(
                 '{"schema": 1, "files": {"../secret": {"sha256": ""}}}'

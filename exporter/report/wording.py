@@ -94,8 +94,41 @@ def budget_used(judgement: Mapping[str, Any], value: Any) -> float | None:
     return (float(value) - origin) / room if room else None
 
 
-def explain(judgements: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence why the verdict is what it is, and what would change it."""
+def explain(
+    judgements: Sequence[Mapping[str, Any]], stability: Mapping[str, Any] | None = None
+) -> str:
+    """One sentence why the verdict is what it is, and what would change it.
+
+    Args:
+        stability: of the report; other seeds that judge otherwise are said in a second sentence.
+    """
+    told = [_explained(judgements)]
+    if stability is not None and len({r["verdict"] for r in stability["repeats"]}) > 1:
+        told.append(repeated(stability))
+    return " ".join(told)
+
+
+def repeated(stability: Mapping[str, Any]) -> str:
+    """Whether other seeds came to the verdict of the one that ships."""
+    first, *others = stability["repeats"]
+    if not stability["varies"] and all(r["verdict"] != "ERROR" for r in others):
+        return (
+            "Nothing in this candidate depends on the seed: it is neither trained nor calibrated."
+        )
+    different = [r for r in others if r["verdict"] != first["verdict"]]
+    if not different:
+        return f"All {len(others) + 1} seeds came to {first['verdict']}."
+    told = []
+    for r in different:
+        why = ", ".join(r["lost"]) or plain(r["reason"])
+        told.append(f"seed {r['seed']}: {r['verdict']}" + (f" ({why})" if why else ""))
+    return (
+        f"{len(different)} of {len(others)} other seeds did not repeat the {first['verdict']} of "
+        f"seed {first['seed']}: {', '.join(told)}. The artifact holds seed {first['seed']}."
+    )
+
+
+def _explained(judgements: Sequence[Mapping[str, Any]]) -> str:
     failed = [j for j in judgements if j.get("verdict") == "FAIL"]
     thin = [j for j in judgements if j.get("verdict") not in ("PASS", "FAIL")]
     if not judgements:

@@ -1,0 +1,302 @@
+"""What an artifact claims, derived again from the evidence it ships.
+
+An honest run derives its judgements from scores and measurements, its report from the judgements,
+and every page from the report. Each link is made again here and compared. Figures may differ by
+rounding between machines; words and verdicts may not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from exporter.artifact import MANIFEST, Artifact, strict_json
+from exporter.errors import ArtifactError, InputError
+from exporter.graph.model import OnnxModel
+from exporter.judge.conditions import remarks
+from exporter.judge.gate import judge, not_judged
+from exporter.judge.measure import Measurements
+from exporter.judge.verdict import Judgement, overall
+from exporter.models.scores import EVIDENCE_ARRAYS, Scores, load_scores
+from exporter.readings import readings_note
+from exporter.report.document import Report
+from exporter.report.render import render
+from exporter.report.wording import explain, plain, repeated
+from exporter.ship.bundle import EVIDENCE, MEASUREMENTS
+from exporter.ship.sbom import SBOM, sbom_hashes
+from exporter.shipping import observed, phases_of, slice_rows
+from exporter.target import Target
+from exporter.toml import validated
+
+REPORT = "report.json"
+ROUNDING = 1e-9
+# What hostile numbers raise on their way through statistics and templates.
+_IMPOSSIBLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One thing that is not as claimed.
+
+    Attributes:
+        place: file in the artifact, and where in it.
+        rule: what must hold.
+        claimed, derived: the two values, where there are two.
+    """
+
+    place: str
+    rule: str
+    claimed: Any = None
+    derived: Any = None
+
+    def __str__(self) -> str:
+        values = "" if self.claimed is None and self.derived is None else self._values()
+        return f"{self.place}: {self.rule}{values}"
+
+    def _values(self) -> str:
+        return f": claimed {_shown(self.claimed)}, derived {_shown(self.derived)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "place": plain(self.place),
+            "rule": plain(self.rule),
+            "claimed": _printable(self.claimed),
+            "derived": _printable(self.derived),
+        }
+
+
+def differences(place: str, claimed: Any, derived: Any) -> list[Mismatch]:
+    """Each leaf of two JSON values that is not the same in both."""
+    if isinstance(claimed, Mapping) and isinstance(derived, Mapping):
+        names = [*derived, *(name for name in claimed if name not in derived)]
+        return [
+            found
+            for name in names
+            for found in differences(f"{place}.{name}", claimed.get(name), derived.get(name))
+        ]
+    if isinstance(claimed, list) and isinstance(derived, list) and len(claimed) == len(derived):
+        return [
+            found
+            for i, (one, other) in enumerate(zip(claimed, derived, strict=True))
+            for found in differences(f"{place}[{i}]", one, other)
+        ]
+    if _same(claimed, derived):
+        return []
+    return [Mismatch(place, "does not follow from the evidence", claimed, derived)]
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What the artifact's evidence comes to under the target in its manifest."""
+
+    target: Target
+    reference: Scores
+    candidate: Scores
+    measurements: Measurements
+    judgements: tuple[Judgement, ...]
+
+
+def check_claims(artifact: Artifact) -> tuple[tuple[Judgement, ...], list[Mismatch]]:
+    """The judgements that the evidence gives, and every claim that does not follow from it."""
+    try:
+        evidence = _evidence(artifact)
+    except (InputError, *_IMPOSSIBLE) as error:
+        return (), [_unreadable(artifact, error, EVIDENCE)]
+    found = _manifest_claims(artifact, evidence)
+    try:
+        raw = _json(artifact, REPORT)
+        report = Report.from_json(raw)
+        found += differences(REPORT, raw, report.to_json())
+        found += _report_claims(artifact, report, evidence)
+        found += _pages(artifact, report)
+    except (InputError, *_IMPOSSIBLE) as error:
+        found.append(_unreadable(artifact, error, REPORT))
+    return evidence.judgements, found
+
+
+def _evidence(artifact: Artifact) -> _Evidence:
+    directory = artifact.directory / EVIDENCE
+    reference, candidate = load_scores(directory, "reference"), load_scores(directory, "candidate")
+    for name, scores in (("reference", reference), ("candidate", candidate)):
+        if set(scores.arrays) - set(EVIDENCE_ARRAYS):
+            raise ArtifactError(
+                f"{EVIDENCE}/{name}.npz", "is no evidence", remedy="do not trust the artifact."
+            )
+    measurements = Measurements.from_json(_json(artifact, f"{EVIDENCE}/{MEASUREMENTS}"))
+    target = validated(Target, dict(artifact.manifest["target"]), place=f"{MANIFEST}: target")
+    judgements = judge(reference, candidate, measurements, target)
+    return _Evidence(target, reference, candidate, measurements, judgements)
+
+
+def _manifest_claims(artifact: Artifact, evidence: _Evidence) -> list[Mismatch]:
+    """The verdict, the task, the weight of the model that ships, and what the bill lists."""
+    manifest = artifact.manifest
+    source, data = manifest.get("source"), manifest.get("data")
+    claimed = {
+        "verdict": manifest.get("verdict"),
+        "task": source.get("task") if isinstance(source, dict) else None,
+    }
+    derived = {"verdict": overall(evidence.judgements).value, "task": evidence.candidate.task}
+    found = differences(MANIFEST, claimed, derived)
+    try:
+        weights = OnnxModel(artifact.model_directory).weight_files()
+        found += differences(
+            f"{EVIDENCE}/{MEASUREMENTS}: candidate_size.disk_bytes",
+            evidence.measurements.candidate_size.disk_bytes,
+            sum(path.stat().st_size for path in weights),
+        )
+        listed = sbom_hashes((artifact.directory / SBOM).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return [*found, Mismatch(SBOM, f"must be a bill of what ships: {error}")]
+    hashes = {
+        f"file:{name}": entry.get("sha256")
+        for name, entry in manifest["files"].items()
+        if name.startswith("model/") and isinstance(entry, dict)
+    }
+    for name, facts in (("source-model", source), ("data", data)):
+        hashes[name] = facts.get("sha256") if isinstance(facts, dict) else None
+    return found + differences(SBOM, listed, hashes)
+
+
+def _report_claims(artifact: Artifact, report: Report, evidence: _Evidence) -> list[Mismatch]:
+    """Everything in the report that evidence and manifest decide."""
+    manifest, target = artifact.manifest, evidence.target
+    source = manifest.get("source")
+    as_json = tuple(judgement.to_json() for judgement in evidence.judgements)
+    derived = replace(
+        report,
+        verdict=overall(evidence.judgements).value,
+        summary=explain(as_json, report.stability),
+        judgements=as_json,
+        model={k: v for k, v in dict(source or {}).items() if k not in _SOURCE_ONLY},
+        data=manifest.get("data") or {},
+        target=target.model_dump(mode="json", exclude={"recipe", "budgets"}, exclude_none=True),
+        recipe=manifest.get("candidate") or {},
+        phases=phases_of(evidence.measurements, target),
+        observations=observed(evidence.reference, evidence.candidate, target),
+        slices=slice_rows(evidence.reference, evidence.candidate, target),
+        environment=evidence.measurements.environment,
+        times=evidence.measurements.answer_times,
+        versions=manifest.get("versions") or {},
+        seed=manifest.get("seed") or 0,
+        command=manifest.get("command") or "",
+    )
+    found = differences(REPORT, _by_metric(report), _by_metric(derived))
+    if report.stability is not None:
+        first = report.stability["repeats"][0]
+        claimed = {"verdict": first["verdict"], "measured": first["measured"]}
+        shipped = {
+            "verdict": derived.verdict,
+            "measured": {j["metric"]: j["measured"] for j in as_json},
+        }
+        found += differences(f"{REPORT}: stability.repeats[0]", claimed, shipped)
+    return found + _missing_notes(artifact, report, evidence)
+
+
+# What the manifest says of the source beside what the report says.
+_SOURCE_ONLY = ("allow_pickle", "trust_remote_code")
+
+
+def _missing_notes(artifact: Artifact, report: Report, evidence: _Evidence) -> list[Mismatch]:
+    readings = artifact.manifest.get("test_readings")
+    earlier = readings.get("candidates", []) if isinstance(readings, dict) else []
+    note = readings_note([str(key) for key in earlier])
+    expected = [
+        *not_judged(evidence.measurements, evidence.target, evidence.candidate),
+        *remarks(evidence.measurements),
+        *([repeated(report.stability)] if report.stability else []),
+    ]
+    found = [
+        Mismatch(f"{REPORT}: notes", "must say what was not judged or read before", derived=line)
+        for line in [*expected, *([note] if note else [])]
+        if line not in report.notes
+    ]
+    counted = readings.get("earlier") if isinstance(readings, dict) else None
+    return found + differences(f"{MANIFEST}.test_readings.earlier", counted, len(earlier))
+
+
+def _pages(artifact: Artifact, report: Report) -> list[Mismatch]:
+    """Each page of the report that is not what the report comes to."""
+    found = []
+    for name, text in render(report).items():
+        if name == REPORT:
+            continue
+        try:
+            written = (artifact.directory / name).read_bytes()
+        except OSError as error:
+            found.append(Mismatch(name, f"cannot be read: {error.strerror}"))
+            continue
+        if written != text.encode():
+            found.append(
+                Mismatch(name, f"does not say what {REPORT} says{_other_version(artifact)}")
+            )
+    return found
+
+
+def _other_version(artifact: Artifact) -> str:
+    from exporter import __version__
+
+    tool = artifact.manifest.get("tool")
+    made = tool.get("version") if isinstance(tool, dict) else None
+    if made == __version__:
+        return ""
+    return f" (made by version {made}, this is {__version__}: verify with the version that made it)"
+
+
+def _by_metric(report: Report) -> dict[str, Any]:
+    """The report as JSON, its judgements by their metrics, so that a difference names one."""
+    ready = report.to_json()
+    judgements = ready["judgements"]
+    ready["metrics"] = [judgement.get("metric") for judgement in judgements]
+    ready["judgements"] = {str(judgement.get("metric")): judgement for judgement in judgements}
+    return ready
+
+
+def _json(artifact: Artifact, name: str) -> Any:
+    try:
+        return strict_json((artifact.directory / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(
+            name, "must be valid JSON", got=str(error), remedy="export again."
+        ) from error
+
+
+def _unreadable(artifact: Artifact, error: Exception, what: str) -> Mismatch:
+    """Why a claim could not be followed up; that it could not is a fault of the artifact."""
+    if isinstance(error, InputError):
+        place = error.place.removeprefix(f"{artifact.directory}/")
+        value = "" if error.got is None else f", got {error.got}"
+        return Mismatch(place, f"{error.rule}{value}")
+    return Mismatch(what, f"cannot be judged: {type(error).__name__}: {error}")
+
+
+def _same(claimed: Any, derived: Any) -> bool:
+    numbers = (int, float)
+    if isinstance(claimed, bool) or isinstance(derived, bool):
+        return claimed is derived
+    if isinstance(claimed, numbers) and isinstance(derived, numbers):
+        try:
+            return math.isclose(claimed, derived, rel_tol=ROUNDING, abs_tol=ROUNDING)
+        except OverflowError:  # an integer beyond any float
+            return claimed == derived
+    return type(claimed) is type(derived) and bool(claimed == derived)
+
+
+def _printable(value: Any) -> Any:
+    """A value that any JSON reader and any terminal takes."""
+    if isinstance(value, Sequence | Mapping) and not isinstance(value, str):
+        return _shown(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return plain(value) if isinstance(value, str) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Sequence | Mapping) and not isinstance(value, str):
+        return f"{type(value).__name__} of {len(value)}"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -1,0 +1,37 @@
+"""Artifacts that several test files look at, made once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import exporter
+from tests import chain, tiny
+from tests.signed import write_keys
+
+
+@pytest.fixture(scope="session")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A tiny classifier's signed artifact: `keys`, `result`, and the `inputs` of its run."""
+    root = tmp_path_factory.mktemp("verify")
+    keys = write_keys(root / "keys")
+    one = chain.RECIPE | {"candidates": chain.RECIPE["candidates"][:1]}
+    inputs: dict[str, Any] = {
+        "model": tiny.checkpoint("bert", root / "bert"),
+        "data": chain.text_data(root / "rows.jsonl"),
+        "target": chain.quick_target(
+            recipe=one, accuracy_drop_points=30.0, disk_size_ratio=0.9, latency_ratio=1.0
+        ),
+        "cache": root / "cache",
+    }
+    result = exporter.export(**inputs, out=root / "out", key=keys["private"])
+    return {"root": root, "keys": keys, "result": result, "inputs": inputs}
+
+
+@pytest.fixture
+def altered(signed: dict[str, Any], tmp_path: Path) -> Path:
+    """A copy of the signed artifact, to alter."""
+    return Path(shutil.copytree(signed["result"].directory, tmp_path / "copy"))
