@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from exporter.artifact import Artifact, load_artifact
+    from exporter.comparing import compare
     from exporter.errors import ExporterError, InputError
     from exporter.pipeline import Result, export
     from exporter.planning import Plan, plan
     from exporter.recheck import check
     from exporter.recipe import Recipe, load_recipe
+    from exporter.report.comparison import Comparison
     from exporter.target import Target, load_target, target_names
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Artifact",
+    "Comparison",
     "ExporterError",
     "InputError",
     "Plan",
@@ -34,6 +37,7 @@ __all__ = [
     "Result",
     "Target",
     "check",
+    "compare",
     "export",
     "load_artifact",
     "load_recipe",
@@ -44,6 +48,7 @@ __all__ = [
 
 _HOME = {
     "Artifact": "artifact",
+    "Comparison": "report.comparison",
     "ExporterError": "errors",
     "InputError": "errors",
     "Plan": "planning",
@@ -51,6 +56,7 @@ _HOME = {
     "Result": "pipeline",
     "Target": "target",
     "check": "recheck",
+    "compare": "comparing",
     "export": "pipeline",
     "load_artifact": "artifact",
     "load_recipe": "recipe",

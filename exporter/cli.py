@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from exporter.errors import EXIT_USAGE, InputError
-from exporter.exits import print_json, reporting_errors
+from exporter.exits import print_json, reporting_errors, write_text
 
 app = typer.Typer(
     name="exporter",
@@ -148,6 +148,42 @@ def check(
 
         result = run(artifact, target=target, reference=reference, progress=progress_for(_stderr()))
         _finish(result, as_json)
+
+
+@app.command(
+    epilog="Examples:\n\n`exporter compare released/code_lm-mobile dist/code_lm-mobile`\n\n"
+    "`exporter compare OLD NEW --markdown comparison.md --json`"
+)
+def compare(
+    old: Annotated[Path, typer.Argument(help="An artifact, such as the one last released.")],
+    new: Annotated[Path, typer.Argument(help="The artifact that would replace it.")],
+    tolerance: Annotated[
+        float, typer.Option(help="Share by which time, size and memory may grow.")
+    ] = 0.05,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time both here, now, in turns.")
+    ] = False,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write it to this file, for a pull request.")
+    ] = None,
+    as_json: Json_ = False,
+    debug: Debug_ = False,
+) -> None:
+    """Say whether artifact NEW may replace artifact OLD, and what changed between them."""
+    with reporting_errors(debug, as_json):
+        from exporter.comparing import compare as run
+        from exporter.display import progress_for
+        from exporter.report.comparison_views import comparison_to_markdown, print_comparison
+
+        found = run(
+            old, new, tolerance=tolerance, measure=measure, progress=progress_for(_stderr())
+        )
+        if markdown is not None:
+            write_text(markdown, comparison_to_markdown(found))
+        if as_json:
+            print_json(found.to_json())
+        print_comparison(found, _stderr() if as_json else Console())
+        sys.exit(found.exit_code)
 
 
 @app.command(epilog="Example:\n\n`exporter plan ./my-model --target mobile --data reviews.jsonl`")

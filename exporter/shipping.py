@@ -10,7 +10,7 @@ from typing import Any
 
 from exporter import __version__
 from exporter.attempts import Attempt
-from exporter.cache import library_versions
+from exporter.cache import code_hash, library_versions
 from exporter.judge.gate import not_judged
 from exporter.judge.latency import PhaseLatency
 from exporter.judge.measure import Measurements
@@ -100,7 +100,7 @@ def ship(
         directory,
         documents=render(report),
         manifest={
-            "tool": {"name": "exporter", "version": __version__},
+            "tool": {"name": "exporter", "version": __version__, "code": code_hash(".")},
             "verdict": report.verdict,
             "source": {
                 **report.model,

@@ -20,6 +20,7 @@ TOP = (
     "shipping",
     "pipeline",
     "recheck",
+    "comparing",
     "planning",
     "display",
     "exits",

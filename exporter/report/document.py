@@ -123,7 +123,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; NaN and infinities become null, since JSON has none."""
-        ready: dict[str, Any] = _ready({"schema": self.schema, **asdict(self)})
+        ready: dict[str, Any] = json_ready({"schema": self.schema, **asdict(self)})
         return ready
 
     @classmethod
@@ -156,14 +156,14 @@ class Report:
             ) from error
 
 
-def _ready(value: Any) -> Any:
+def json_ready(value: Any) -> Any:
     """Plain JSON types: tuples as lists, numpy scalars as numbers, no NaN."""
     if isinstance(value, Mapping):
-        return {str(k): _ready(v) for k, v in value.items()}
+        return {str(k): json_ready(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_ready(v) for v in value]
+        return [json_ready(v) for v in value]
     if hasattr(value, "tolist"):  # numpy scalars and arrays
-        return _ready(value.tolist())
+        return json_ready(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int | bool):

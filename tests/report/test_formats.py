@@ -212,6 +212,18 @@ def test_logs_get_plain_ascii() -> None:
     assert "artifact: dist/x-mobile" in text
 
 
+def test_the_last_line_is_the_reason() -> None:
+    """A pipeline's log ends with why, not with where."""
+    for report in (samples.failing(), samples.inconclusive(), samples.passing()):
+        assert shown(report).rstrip().splitlines()[-1] == ascii_of(report.summary)
+
+
+def ascii_of(text: str) -> str:
+    for sign, plain in (("≤", "<="), ("×", "x"), ("–", "-"), ("−", "-")):
+        text = text.replace(sign, plain)
+    return text
+
+
 def test_terminals_get_colour_and_signs() -> None:
     text = shown(samples.passing(), terminal=True)
     assert "\x1b[1;32m" in text
