@@ -77,6 +77,7 @@ def ship(
             "family": source.config.get("model_type", ""),
             "task": context.task.name,
             "sha256": source.content_hash,
+            **({"hub_id": source.location} if source.from_hub else {}),
         },
         data={
             "location": data,
@@ -94,6 +95,7 @@ def ship(
         audit=chosen.built.facts,
         seed=context.recipe.seed,
         command=command,
+        runtime="onnxruntime-genai" if chosen.built.model.genai else "onnxruntime",
         notes=(*notes, *_notes(context, chosen, reference)),
     )
     assemble(

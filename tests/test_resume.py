@@ -57,7 +57,8 @@ def _start(work: dict[str, Path], place: Path) -> subprocess.Popen[str]:
 
 def _content(out: Path) -> dict[str, str]:
     """Hashes of what seeds decide: everything that ships but measurements and their reports."""
-    measured = {"manifest.json", "report.json", "report.html", "report.md", "junit.xml"}
+    reports = {"report.json", "report.html", "report.md", "junit.xml", "README.md"}
+    measured = {"manifest.json", "measurements.json", *reports}
     return {
         p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(out.rglob("*"))

@@ -151,7 +151,7 @@ def test_html_of_a_bare_report() -> None:
 
 def test_files_of_a_report() -> None:
     files = render(samples.hostile())
-    assert set(files) == {"report.json", "report.html", "report.md", "junit.xml"}
+    assert set(files) == {"report.json", "report.html", "report.md", "junit.xml", "README.md"}
     ElementTree.fromstring(files["junit.xml"])
     assert files["report.json"] == to_json_text(samples.hostile())
     assert render(samples.passing()) == render(samples.passing())
