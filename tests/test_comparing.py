@@ -76,6 +76,7 @@ def test_an_artifact_may_replace_itself_and_nothing_changed(
     found = exporter.compare(shelf[name], shelf[name])
     assert [j.metric for j in found.judgements] == METRICS
     assert {j.verdict for j in found.judgements} == {"PASS"}
+    assert all(j.low == j.measured == j.high for j in found.judgements)  # nothing is estimated
     assert found.changes == ()
     assert found.exit_code == 0
     assert "Nothing changed" in found.summary
@@ -119,6 +120,7 @@ def test_another_original_needs_both_timed_here(shelf: dict[str, Path]) -> None:
     row = rows(timed)["latency_ratio"]
     assert row.measured is not None
     assert "interleaved rounds on this machine" in row.reason
+    assert "--measure" not in row.reason
 
 
 def test_another_cpu_or_runtime_leaves_time_open(shelf: dict[str, Path], tmp_path: Path) -> None:

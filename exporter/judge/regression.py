@@ -62,7 +62,13 @@ def judge_cost_regression(
             )
             how = f"each against the same float32 model, {before.rounds} and {after.rounds} rounds"
             timed = _latency(
-                latency, ratio, low, high, times, min(before.rounds, after.rounds), evidence, how
+                latency,
+                (ratio, low, high),
+                times,
+                min(before.rounds, after.rounds),
+                evidence,
+                how,
+                "To decide, time both side by side with --measure.",
             )
         weighed = (
             not_compared(memory, *peaks, f"{_listed(apart)}: {remedy}", unit="MiB")
@@ -82,13 +88,12 @@ def judge_cost_measured(
     how = f"{answer.rounds} interleaved rounds on this machine"
     timed = _latency(
         Budget(LATENCY, 1 + tolerance),
-        answer.ratio,
-        answer.ratio_low,
-        answer.ratio_high,
+        (answer.ratio, answer.ratio_low, answer.ratio_high),
         times,
         answer.rounds,
         evidence,
         how,
+        "To decide takes a quieter machine, or more latency_rounds in the profile.",
     )
     sized = replace(both, candidate_size=both.reference_size)
     memory = _memory(Budget(MEMORY, 1 + tolerance), (both.reference_memory,), both.candidate_memory)
@@ -167,19 +172,19 @@ def not_compared(
 
 def _latency(
     budget: Budget,
-    ratio: float,
-    low: float,
-    high: float,
+    ratio: tuple[float, float, float],
     times: tuple[float, float],
     rounds: int,
     evidence: Evidence,
     how: str,
+    remedy: str,
 ) -> Judgement:
+    measured, low, high = ratio
     verdict = decide("below", budget.limit, low, high)
-    advice = " --measure times both side by side." if verdict is INCONCLUSIVE else ""
+    advice = f" {remedy}" if verdict is INCONCLUSIVE else ""
     return judged(
         budget,
-        measured=ratio,
+        measured=measured,
         low=low,
         high=high,
         reason=f"With {100 * evidence.confidence:g} % confidence "
