@@ -35,11 +35,13 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY) ## create .venv with pinned dependencies
 
-# The last line a failing run prints is the tool's reason; make adds its own after it.
+# The last line a failing run prints is the tool's reason; make adds its own after it. A target that
+# does not exist is refused before a sample is trained for minutes.
 export: $(READY) ## run the whole chain for TARGET
 ifdef MODEL
 	@$(PY) -m exporter export "$(MODEL)" --target "$(TARGET)" $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 else
+	@$(PY) -m exporter targets "$(TARGET)" >/dev/null
 	@sample="$$($(PY) -m sample_models $(SAMPLE))" && \
 	$(PY) -m exporter export "$$sample/model" --data "$$sample/data" --target "$(TARGET)" \
 	  --out "$(or $(OUT),dist/$(SAMPLE)-$(TARGET))" $(ARGS)
@@ -49,6 +51,7 @@ plan: $(READY) ## say what export would do, without doing it
 ifdef MODEL
 	@$(PY) -m exporter plan "$(MODEL)" --target "$(TARGET)" $(if $(DATA),--data "$(DATA)") $(ARGS)
 else
+	@$(PY) -m exporter targets "$(TARGET)" >/dev/null
 	@sample="$$($(PY) -m sample_models $(SAMPLE))" && \
 	$(PY) -m exporter plan "$$sample/model" --data "$$sample/data" --target "$(TARGET)" $(ARGS)
 endif

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from exporter.artifact import Artifact, load_artifact
+    from exporter.comparing import compare
     from exporter.errors import ExporterError, InputError
     from exporter.pipeline import Result, export
     from exporter.planning import Plan, plan
     from exporter.recheck import check
     from exporter.recipe import Recipe, load_recipe
+    from exporter.report.comparison import Comparison
     from exporter.target import Target, load_target, target_names
     from exporter.verifying import Verification, verify
 
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Artifact",
+    "Comparison",
     "ExporterError",
     "InputError",
     "Plan",
@@ -36,6 +39,7 @@ __all__ = [
     "Target",
     "Verification",
     "check",
+    "compare",
     "export",
     "load_artifact",
     "load_recipe",
@@ -47,6 +51,7 @@ __all__ = [
 
 _HOME = {
     "Artifact": "artifact",
+    "Comparison": "report.comparison",
     "ExporterError": "errors",
     "InputError": "errors",
     "Plan": "planning",
@@ -55,6 +60,7 @@ _HOME = {
     "Target": "target",
     "Verification": "verifying",
     "check": "recheck",
+    "compare": "comparing",
     "export": "pipeline",
     "load_artifact": "artifact",
     "load_recipe": "recipe",

@@ -9,7 +9,7 @@ from exporter import building, stages
 from exporter.errors import ExporterError, InputError
 from exporter.judge.gate import judge
 from exporter.judge.measure import Measurements
-from exporter.judge.verdict import Judgement
+from exporter.judge.verdict import INCONCLUSIVE, Judgement
 from exporter.models.examples import Feeds
 from exporter.models.scores import Scores
 from exporter.models.splits import Splits
@@ -155,7 +155,19 @@ def _attempt(
         made=made,
         scores=after,
         measurements=measurements,
-        judgements=judge(before, after, measurements, context.target),
+        judgements=_decidable(judge(before, after, measurements, context.target)),
+    )
+
+
+def _decidable(judgements: tuple[Judgement, ...]) -> tuple[Judgement, ...]:
+    """Without a tail of latency that DEVELOPMENT_ROUNDS cannot bound and that looks good.
+
+    It would leave every candidate open, and the one with the luckiest burst would be chosen.
+    """
+    return tuple(
+        j
+        for j in judgements
+        if not (j.metric == "latency_p95_ms" and j.verdict == INCONCLUSIVE and (j.margin or 0) > 0)
     )
 
 

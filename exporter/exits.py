@@ -9,16 +9,31 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
-from exporter.errors import EXIT_TOOL, ExporterError, Interrupted
+from exporter.errors import EXIT_TOOL, ExporterError, Interrupted, OutputError
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a document where the user asked for it.
+
+    Raises:
+        OutputError: it cannot be written there.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            str(path), "cannot be written", got=error.strerror, remedy="choose another file."
+        ) from error
 
 
 @contextmanager

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import DataError
-from exporter.judge.statistics import MINIMUM_CLUSTERS, required_examples, zero_flips_needed
+from exporter.judge.statistics import (
+    MINIMUM_CLUSTERS,
+    required_examples,
+    required_for_share,
+    zero_flips_needed,
+)
 from exporter.models.source import resolve_source
 from exporter.models.splits import make_splits
 from exporter.models.tasks import get_task
@@ -194,7 +199,15 @@ def _decidable(budget: Budget, examples: int, confidence: float) -> str:
             f"{budget.kind.title} ≤ {budget.limit:g} points: {answer}; "
             f"it takes {least:,} if none flips, {', '.join(needs)}"
         )
-    if metric in ("perplexity_ratio", "embedding_cosine"):
+    if metric == "flip_ratio":
+        fewest = required_for_share(0.0, budget.limit, confidence)
+        if fewest is None:
+            return ""
+        answer = "no: too few" if examples < fewest else f"{examples:,} test examples"
+        return (
+            f"{budget.kind.title} ≤ {budget.limit:g}: {answer}; it takes {fewest:,} if none differs"
+        )
+    if metric in ("perplexity_ratio", "embedding_cosine", "kl_mean_nats"):
         enough = "enough to try" if examples >= MINIMUM_CLUSTERS else "too few, it stays open"
         return (
             f"{budget.kind.title}: {examples:,} test examples, {enough} "

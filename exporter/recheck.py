@@ -8,6 +8,7 @@ from pathlib import Path
 
 from exporter.artifact import Artifact, load_artifact
 from exporter.cache import Cache, default_cache_directory
+from exporter.describing import observed, phases_of, slice_rows
 from exporter.devices.local import host_description, peak_memory
 from exporter.errors import ArtifactError
 from exporter.graph.model import OnnxModel
@@ -26,7 +27,6 @@ from exporter.progress import Progress, Silent
 from exporter.report.document import Report
 from exporter.report.wording import explain
 from exporter.ship.bundle import EVIDENCE, MEASUREMENTS
-from exporter.shipping import observed, phases_of, slice_rows
 from exporter.stages import answers, workload_feeds
 from exporter.target import Budget, Target, load_target
 from exporter.toml import validated

@@ -6,40 +6,29 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from exporter import __version__
 from exporter.attempts import Attempt, Construction
-from exporter.cache import library_versions
+from exporter.cache import code_hash, library_versions
+from exporter.describing import describe
 from exporter.flips import worth_reading
-from exporter.judge.conditions import remarks
-from exporter.judge.divergence import divergences
-from exporter.judge.gate import not_judged
-from exporter.judge.latency import PhaseLatency
-from exporter.judge.measure import Measurements
-from exporter.judge.slices import slices_of
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, Verdict, overall
-from exporter.models.scores import Scores
 from exporter.models.source import read_config
 from exporter.models.splits import Splits
 from exporter.readings import readings_note
 from exporter.report.document import (
     CandidateRow,
     Flip,
-    Observation,
-    Phase,
     Report,
-    SliceRow,
     Status,
     json_ready,
 )
 from exporter.report.render import render
-from exporter.report.wording import explain, repeated
+from exporter.report.wording import repeated
 from exporter.ship.bundle import assemble, assemble_model
 from exporter.ship.sbom import SBOM, make_sbom
 from exporter.stability import Outcome, Stability
 from exporter.stages import MAX_LENGTH, Built, Context, Prepared
-from exporter.target import BUDGET_KINDS, Target
 
 
 def ship(
@@ -87,6 +76,7 @@ def ship(
             "family": source.config.get("model_type", ""),
             "task": context.task.name,
             "sha256": source.content_hash,
+            **({"hub_id": source.location} if source.from_hub else {}),
         },
         data={
             "location": data,
@@ -106,6 +96,7 @@ def ship(
         audit=made.built.facts,
         seed=context.recipe.seed,
         command=command,
+        runtime="onnxruntime-genai" if made.built.model.genai else "onnxruntime",
         notes=(
             *notes,
             *_notes(context, made, reference),
@@ -120,7 +111,7 @@ def ship(
         directory,
         documents={**render(report), SBOM: bill},
         manifest={
-            "tool": {"name": "exporter", "version": __version__},
+            "tool": {"name": "exporter", "version": __version__, "code": code_hash(".")},
             "verdict": report.verdict,
             "source": {
                 **report.model,
@@ -151,42 +142,6 @@ def ship(
     return report
 
 
-def describe(
-    *,
-    title: str,
-    target: Target,
-    outcome: Outcome,
-    stability: dict[str, Any] | None,
-    notes: tuple[str, ...],
-    **facts: Any,
-) -> Report:
-    """The report of an outcome; `facts` are the report's other fields."""
-    measurements = outcome.measurements
-    judgements = tuple(j.to_json() for j in outcome.judgements)
-    return Report(
-        title=title,
-        verdict=overall(outcome.judgements).value,
-        summary=explain(judgements, stability),
-        stability=stability,
-        judgements=judgements,
-        target={
-            **target.model_dump(mode="json", exclude={"recipe", "budgets"}, exclude_none=True),
-        },
-        phases=phases_of(measurements, target),
-        observations=observed(outcome.reference_scores, outcome.candidate_scores, target),
-        slices=slice_rows(outcome.reference_scores, outcome.candidate_scores, target),
-        environment=measurements.environment,
-        times=measurements.answer_times,
-        versions=library_versions(),
-        notes=(
-            *notes,
-            *not_judged(measurements, target, outcome.candidate_scores),
-            *remarks(measurements),
-        ),
-        **facts,
-    )
-
-
 def _flips(context: Context, outcome: Outcome, splits: Splits, test: Prepared) -> tuple[Flip, ...]:
     from exporter.models.load import load_preprocessor
 
@@ -197,46 +152,6 @@ def _flips(context: Context, outcome: Outcome, splits: Splits, test: Prepared) -
         splits.test,
         test.examples,
         load_preprocessor(context.source) if tokens else None,
-    )
-
-
-def slice_rows(before: Scores, after: Scores, target: Target) -> tuple[SliceRow, ...]:
-    """The groups of the examples as the reports show them."""
-    return tuple(SliceRow(**asdict(s)) for s in slices_of(before, after, target.evidence))
-
-
-def observed(before: Scores, after: Scores, target: Target) -> tuple[Observation, ...]:
-    """What was measured of the answers, for which the profile has no budget."""
-    return tuple(
-        Observation(
-            title=kind.title,
-            unit=kind.unit,
-            candidate=figure.measured,
-            note=f"The profile sets no {figure.metric} ({figure.what}).",
-        )
-        for figure in divergences(before, after, target.evidence)
-        if getattr(target.budgets, figure.metric) is None
-        for kind in (BUDGET_KINDS[figure.metric],)
-    )
-
-
-def phases_of(measurements: Measurements, target: Target) -> tuple[Phase, ...]:
-    """Latency of the whole workload and of each phase, as the reports show it."""
-    return tuple(_phase(p) for p in measurements.phases(target.evidence))
-
-
-def _phase(phase: PhaseLatency) -> Phase:
-    return Phase(
-        name=phase.phase,
-        reference_p50=phase.reference_p50_ms,
-        reference_p95=phase.reference_p95_ms,
-        candidate_p50=phase.candidate_p50_ms,
-        candidate_p95=phase.candidate_p95_ms,
-        ratio=phase.ratio,
-        low=phase.ratio_low,
-        high=phase.ratio_high,
-        unit="ms a token" if phase.phase == "decode" else "ms",
-        rounds=phase.rounds,
     )
 
 

@@ -158,12 +158,15 @@ class Evidence(_Table):
     """How sure a verdict has to be."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1, description="One-sided.")
-    resamples: int = Field(2000, ge=200, description="Bootstrap resamples.")
+    resamples: int = Field(2000, ge=200, le=100_000, description="Bootstrap resamples.")
     latency_rounds: int = Field(
-        30, ge=5, description="Interleaved rounds before the first look at the final timing."
+        30,
+        ge=5,
+        le=10_000,
+        description="Interleaved rounds before the first look.",
     )
     latency_seconds: float = Field(
-        120, gt=0, description="After this long an undecided latency stays inconclusive."
+        120, gt=0, le=86_400, description="After this long an undecided latency stays inconclusive."
     )
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifact import MANIFEST, SIGNATURE, Artifact, prove_file, read_artifact
-from exporter.claims import Mismatch, check_claims, differences
+from exporter.claims import check_claims
 from exporter.errors import EXIT_FAIL, EXIT_PASS, InputError
 from exporter.judge.verdict import Judgement, Verdict, overall
+from exporter.mismatches import Mismatch, differences
 from exporter.report.wording import plain
 from exporter.signature import fingerprint, read_public_key, signature_fault
 

@@ -57,8 +57,9 @@ def _start(work: dict[str, Path], place: Path) -> subprocess.Popen[str]:
 
 def _content(out: Path) -> dict[str, str]:
     """Hashes of what seeds decide: everything that ships but measurements and their reports."""
-    measured = {"manifest.json", "report.json", "report.html", "report.md", "junit.xml"}
-    measured |= {"measurements.json", "sbom.cdx.json"}  # the bill holds the hash of session.json
+    reports = {"report.json", "report.html", "report.md", "junit.xml", "README.md"}
+    # the bill holds the hash of session.json
+    measured = {"manifest.json", "measurements.json", "sbom.cdx.json", *reports}
     return {
         p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(out.rglob("*"))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import exporter
@@ -63,7 +64,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a pipe": (lambda d: os.mkfifo(d / "pipe"), "pipe: is not named"),
     "a payload": (
-        lambda d: (d / "evidence/candidate.npz").write_bytes(b"PK"),
+        lambda d: np.savez(d / "evidence/candidate.npz", embedding=np.zeros(3)),
         "evidence/candidate.npz: is no evidence",
     ),
     "a dangling link": (lambda d: (d / "link").symlink_to("nowhere"), "link: is not named"),

@@ -6,8 +6,9 @@ budgets like any other. The tail is a veto: see `BudgetKind.veto`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from exporter.judge.statistics import (
     proportion_bounds,
     quantile_bounds,
     ratio_bounds,
+    required_clusters,
+    required_for_share,
 )
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Judgement, Verdict, claim, judged
 from exporter.models.scores import Scores
@@ -35,6 +38,7 @@ class Figure:
         metric: a key of `BUDGET_KINDS`.
         low, high: one-sided confidence bounds.
         count: examples, documents or tokens behind it.
+        needed: how many of them would show a value like this to be within a limit; None: none.
         what: what was counted, in words.
         broken: why it is no number; "" when it is one.
         few: too few examples for its bounds to mean anything.
@@ -48,6 +52,7 @@ class Figure:
     what: str
     broken: str = ""
     few: bool = False
+    needed: Callable[[float], int | None] = lambda limit: None
 
 
 def divergences(reference: Scores, candidate: Scores, evidence: Evidence) -> list[Figure]:
@@ -62,7 +67,11 @@ def divergences(reference: Scores, candidate: Scores, evidence: Evidence) -> lis
         count = len(flips)
         low, high = proportion_bounds(int(flips.sum()), count, evidence.confidence)
         what = f"{int(flips.sum()):,} of {count:,} answers differ"
-        found.append(Figure("flip_ratio", float(flips.mean()), low, high, count, what))
+        # one more than seen: a short test that saw none has not shown that there are none
+        share = (int(flips.sum()) + 1) / (count + 1)
+        needed = partial(required_for_share, share, confidence=evidence.confidence)
+        mean = float(flips.mean())
+        found.append(Figure("flip_ratio", mean, low, high, count, what, needed=needed))
     if "kl" in candidate.values:
         found += _kl(candidate, evidence)
     return found
@@ -116,9 +125,16 @@ def _judge(figure: Figure, budget: Budget, evidence: Evidence) -> Judgement:
         sure = f"With {100 * evidence.confidence:g} % confidence"
         shown = claim(budget, made.verdict, figure.low, figure.high)
         reason = f"{sure} {shown} ({figure.what})."
-    if made.verdict is INCONCLUSIVE:
-        reason += " More test examples would narrow it."
-    return replace(made, reason=reason)
+    if made.verdict is not INCONCLUSIVE:
+        return replace(made, reason=reason)
+    if budget.kind.veto:
+        return replace(made, reason=f"{reason} It may be chance: more test data would tell.")
+    needed = figure.needed(budget.limit)
+    if needed is None:
+        return replace(made, reason=f"{reason} Try a milder candidate.")
+    needed = max(needed, MINIMUM_CLUSTERS, figure.count + 1)
+    told = f"To decide takes about {needed:,} of them; there are {figure.count:,}."
+    return replace(made, reason=f"{reason} {told}", needed=needed)
 
 
 def _flips(reference: Scores, candidate: Scores) -> NDArray[np.bool_] | None:
@@ -144,7 +160,15 @@ def _kl(candidate: Scores, evidence: Evidence) -> Iterator[Figure]:
         nats, weights, confidence=evidence.confidence, resamples=evidence.resamples, seed=count
     )
     yield Figure(
-        "kl_mean_nats", mean, max(low, 0.0), high, count, what, broken, count < MINIMUM_CLUSTERS
+        "kl_mean_nats",
+        mean,
+        max(low, 0.0),
+        high,
+        count,
+        what,
+        broken,
+        few=count < MINIMUM_CLUSTERS,
+        needed=partial(required_clusters, nats, weights, confidence=evidence.confidence),
     )
     tail, low, high = _tail(each, weights, evidence)
     yield Figure("kl_p999_nats", tail, low, high, len(each), what, broken)

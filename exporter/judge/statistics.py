@@ -258,6 +258,21 @@ def proportion_bounds(hits: int, count: int, confidence: float) -> tuple[float, 
     return low, high
 
 
+def required_for_share(
+    share: float, limit: float, confidence: float, *, power: float = POWER
+) -> int | None:
+    """Examples with which a share like this is shown to be at most `limit`.
+
+    Returns:
+        The number for `proportion_bounds`, or None when the share itself reaches the limit.
+    """
+    if share >= limit or not limit < 1:
+        return None
+    none_seen = math.ceil(math.log(1 - confidence) / math.log(1 - limit))
+    z = float(ndtri(confidence)) + float(ndtri(power))
+    return max(none_seen, math.ceil(z**2 * share * (1 - share) / (limit - share) ** 2))
+
+
 def values_for_quantile(quantile: float, confidence: float) -> int:
     """Values without which a quantile has no upper bound at all."""
     return math.ceil(math.log(1 - confidence) / math.log(quantile))

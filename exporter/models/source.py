@@ -59,6 +59,11 @@ class Source:
     config: dict[str, Any]
 
     @property
+    def from_hub(self) -> bool:
+        """True when `location` is a hub id, not a place on this machine."""
+        return self.kind == "checkpoint" and not Path(self.location).expanduser().exists()
+
+    @property
     def preprocessor_directory(self) -> Path | None:
         """Where tokenizer or image processor files lie, if anywhere."""
         return self.path.parent if self.path and self.kind == "onnx" else self.path

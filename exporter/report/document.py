@@ -139,6 +139,7 @@ class Report:
         versions: library -> version.
         seed: of everything random.
         command: what makes this artifact again.
+        runtime: what loads the files that ship.
         notes: remarks for the reader, such as what was skipped and why.
         schema: version of this layout.
     """
@@ -166,6 +167,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     command: str = ""
+    runtime: Literal["onnxruntime", "onnxruntime-genai"] = "onnxruntime"
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA
 

@@ -16,8 +16,8 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~&@:])")
 def to_markdown(report: Report) -> str:
     """A heading, the sentence why, the table of budgets and the candidates."""
     mark = VERDICT_MARKS[report.verdict]
-    lines = [f"# {mark} {report.verdict}: {_text(report.title)}", "", _text(report.summary), ""]
-    lines += _table(
+    lines = [f"# {mark} {report.verdict}: {escaped(report.title)}", "", escaped(report.summary), ""]
+    lines += table(
         ("Budget", "Reference", "Candidate", "Measured", "Limit", "Margin", "Verdict"),
         [
             (
@@ -34,7 +34,7 @@ def to_markdown(report: Report) -> str:
     )
     if report.phases:
         lines += ["", "## Latency", ""]
-        lines += _table(
+        lines += table(
             ("Phase", "Reference p50", "p95", "Candidate p50", "p95", "Ratio"),
             [
                 (
@@ -50,7 +50,7 @@ def to_markdown(report: Report) -> str:
         )
     if report.candidates:
         lines += ["", "## Candidates, on development data", ""]
-        lines += _table(
+        lines += table(
             ("Candidate", "Status", "Quality", "Latency", "Size", "Why"),
             [
                 (
@@ -65,18 +65,25 @@ def to_markdown(report: Report) -> str:
             ],
         )
     if report.notes:
-        lines += ["", "## Notes", "", *(f"- {_text(note)}" for note in report.notes)]
+        lines += ["", "## Notes", "", *(f"- {escaped(note)}" for note in report.notes)]
     if report.command:
-        longest = max((len(run) for run in re.findall("`+", report.command)), default=0)
-        fence = "`" * max(3, longest + 1)
-        lines += ["", "## Make it again", "", f"{fence}sh", plain(report.command), fence]
+        lines += ["", "## Make it again", "", *fenced(report.command)]
     return "\n".join(lines) + "\n"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def fenced(command: str) -> list[str]:
+    """The lines of a block of shell that no backticks in `command` can end."""
+    longest = max((len(run) for run in re.findall("`+", command)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}sh", plain(command), fence]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table whose cells are escaped."""
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-    return lines + [f"| {' | '.join(_text(cell) for cell in row)} |" for row in rows]
+    return lines + [f"| {' | '.join(escaped(cell) for cell in row)} |" for row in rows]
 
 
-def _text(value: str) -> str:
+def escaped(value: object) -> str:
+    """Text of others as one line of Markdown that shows it and obeys none of it."""
     return _MARKUP.sub(r"\\\1", plain(value))

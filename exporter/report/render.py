@@ -7,6 +7,7 @@ from exporter.report.html import to_html
 from exporter.report.json import to_json_text
 from exporter.report.junit import to_junit
 from exporter.report.markdown import to_markdown
+from exporter.report.model_card import to_model_card
 
 
 def render(report: Report) -> dict[str, str]:
@@ -16,4 +17,5 @@ def render(report: Report) -> dict[str, str]:
         "report.html": to_html(report),
         "report.md": to_markdown(report),
         "junit.xml": to_junit(report),
+        "README.md": to_model_card(report),
     }

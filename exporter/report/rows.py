@@ -48,7 +48,7 @@ def budget_rows(report: Report) -> tuple[BudgetRow, ...]:
     return tuple(_row(judgement) for judgement in report.judgements)
 
 
-def _bare(figure: str) -> str:
+def bare(figure: str) -> str:
     """A figure without its unit, which stands beside it already."""
     return figure.split(" ")[0].removesuffix("×")
 
@@ -68,7 +68,7 @@ def _row(judgement: Mapping[str, Any]) -> BudgetRow:
         reference=side(judgement, "reference"),
         candidate=side(judgement, "candidate"),
         measured=measured(metric, judgement.get("measured")),
-        interval="" if exact or ABSENT in ends else " to ".join(map(_bare, ends)),
+        interval="" if exact or ABSENT in ends else " to ".join(map(bare, ends)),
         limit=limit(metric, judgement.get("limit")),
         margin=measured(metric, judgement.get("margin")),
         verdict=verdict if verdict in ("PASS", "FAIL") else "INCONCLUSIVE",

@@ -14,52 +14,68 @@ from exporter.report.document import Report
 from exporter.report.rows import BudgetRow, budget_rows
 from exporter.report.wording import VERDICT_MARKS, plain
 
-_STYLES = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
+STYLES = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
 _ASCII = str.maketrans(
     {"≤": "<=", "≥": ">=", "×": "x", "–": "-", "−": "-", "…": "...", "→": "->", "±": "+-"}
 )
 WIDE = 80
+Said = Callable[..., Text]
 # Rich's SIMPLE_HEAD with hyphens.
 _ASCII_HEAD = box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
 
 
 def print_summary(report: Report, console: Console, artifact: Path | None = None) -> None:
-    """Print the verdict on `console`: colours on a terminal, plain ASCII in logs and pipes.
+    """Print the verdict on `console`, and as the last line the sentence why.
 
     Args:
-        artifact: the directory that ships, named in the last line.
+        artifact: the directory that ships.
     """
-    rich = console.is_terminal and console.encoding.lower().startswith("utf")
-
-    def said(text: str, style: str = "") -> Text:
-        """Text of others is never read as Rich markup."""
-        clean = plain(text)
-        return Text(clean if rich else _ascii(clean), style=style if rich else "")
-
-    mark = f"{VERDICT_MARKS[report.verdict]} " if rich else ""
-    heading = said(f"{mark}{report.verdict}", _STYLES[report.verdict])
+    rich, said = voice(console)
     console.print()
-    console.print(Text.assemble(heading, "  ", said(report.title, "bold")), soft_wrap=True)
+    console.print(heading(said, rich, report.verdict, report.title), soft_wrap=True)
     console.print(_table(budget_rows(report), rich, said, wide=console.width >= WIDE))
     console.print()
-    console.print(said(report.summary), soft_wrap=not console.is_terminal)
     if artifact is not None:
         console.print(said(f"artifact: {artifact}", "dim"), soft_wrap=True)
         if (artifact / "report.html").is_file():
             console.print(said(f"report:   {artifact / 'report.html'}", "dim"), soft_wrap=True)
+    console.print(said(report.summary), soft_wrap=not console.is_terminal)
 
 
-def _table(
-    rows: tuple[BudgetRow, ...], rich: bool, said: Callable[..., Text], *, wide: bool
-) -> Table:
-    """At 80 columns everything is there; on less the two models' own figures are left out."""
-    table = Table(
+def voice(console: Console) -> tuple[bool, Said]:
+    """Whether `console` takes colours and signs, and what makes a text fit for it.
+
+    Colours on a terminal, plain ASCII in logs and pipes; text of others is never read as markup.
+    """
+    rich = console.is_terminal and console.encoding.lower().startswith("utf")
+
+    def said(text: str, style: str = "") -> Text:
+        clean = plain(text)
+        return Text(clean if rich else _ascii(clean), style=style if rich else "")
+
+    return rich, said
+
+
+def heading(said: Said, rich: bool, verdict: str, title: str) -> Text:
+    """The verdict and what it is about."""
+    mark = f"{VERDICT_MARKS[verdict]} " if rich else ""
+    return Text.assemble(said(f"{mark}{verdict}", STYLES[verdict]), "  ", said(title, "bold"))
+
+
+def bare_table(rich: bool) -> Table:
+    """An empty table without a frame, whose head is underlined."""
+    return Table(
         box=box.SIMPLE_HEAD if rich else _ASCII_HEAD,
         show_edge=False,
         pad_edge=False,
         padding=0,
         header_style="dim" if rich else "",
     )
+
+
+def _table(rows: tuple[BudgetRow, ...], rich: bool, said: Said, *, wide: bool) -> Table:
+    """At 80 columns everything is there; on less the two models' own figures are left out."""
+    table = bare_table(rich)
     sides = ("reference", "candidate") if wide else ()
     table.add_column("budget", overflow="fold", min_width=13)
     for name in (*sides, "measured", "limit", "margin"):
@@ -70,13 +86,14 @@ def _table(
         figures = (*models, row.measured, row.limit, row.margin)
         table.add_row(
             said(row.title),
-            *(said(_short(figure)) for figure in figures),
-            said(row.verdict, _STYLES[row.verdict]),
+            *(said(short(figure)) for figure in figures),
+            said(row.verdict, STYLES[row.verdict]),
         )
     return table
 
 
-def _short(figure: str) -> str:
+def short(figure: str) -> str:
+    """A figure that leaves room for others beside it."""
     return figure.replace(" points", " pt").replace(" point", " pt")
 
 

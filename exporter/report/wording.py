@@ -48,11 +48,16 @@ def with_unit(value: Any, unit: str, digits: int = 3) -> str:
 def measured(metric: str, value: Any) -> str:
     """A judged value, its margin or an end of its interval, in the budget's own unit."""
     kind = BUDGET_KINDS.get(metric)
-    if kind is None or number(value) == ABSENT:
-        return number(value)
-    decimals = {"points": 2, "×": 3, "": 4}.get(kind.unit)
+    return number(value) if kind is None else judged_figure(value, kind.unit)
+
+
+def judged_figure(value: Any, unit: str) -> str:
+    """A judged value with as many decimals as its unit deserves: `0.12 points`, `1.034×`."""
+    if number(value) == ABSENT:
+        return ABSENT
+    decimals = {"points": 2, "×": 3, "": 4}.get(unit)
     text = number(value) if decimals is None or abs(value) >= 100 else _fixed(value, decimals)
-    return f"{text}{kind.unit}" if kind.unit in ("×", "") else f"{text} {kind.unit}"
+    return f"{text}{unit}" if unit in ("×", "") else f"{text} {unit}"
 
 
 def side(judgement: Mapping[str, Any], name: str) -> str:

@@ -63,6 +63,25 @@ def test_flips_need_evidence_like_any_budget() -> None:
     assert thin.measured == 0
 
 
+def test_the_number_that_would_decide_does_decide() -> None:
+    thin = only(classes(60), flip_ratio=0.02)
+    assert thin.needed is not None
+    assert f"{thin.needed:,}" in thin.reason
+    assert only(classes(thin.needed), flip_ratio=0.02).verdict is PASS
+    close = only(classes(400, flipped=6), flip_ratio=0.02)
+    assert close.verdict is INCONCLUSIVE
+    assert close.needed is not None
+    rng = np.random.default_rng(0)
+    passed = 0
+    for _ in range(400):
+        hits = int(rng.binomial(close.needed, 7 / 401))
+        passed += proportion_bounds(hits, close.needed, 0.95)[1] <= 0.02
+    assert 0.7 <= passed / 400 <= 0.9  # planned for 80 %
+    nats = only(classes(25, kl=0.02), kl_mean_nats=0.021)
+    assert nats.verdict is INCONCLUSIVE
+    assert nats.needed is None or nats.needed > 25
+
+
 def test_a_flip_from_one_wrong_answer_to_another_counts() -> None:
     before, after = classes(400)
     before.values["prediction"][:40] = 9

@@ -21,6 +21,7 @@ from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Verdict, overall
 from exporter.models.scores import Scores
 from exporter.target import Budgets, Target, Workload, load_target
 from tests.devices.graphs import product
+from tests.judge.test_divergence import classes
 
 SERVER = {"isa": "x86-64", "features": ["avx2"], "cores": 2, "cpu": "a server"}
 WORKLOAD = Workload(decode_tokens=10)
@@ -121,11 +122,9 @@ def test_a_language_models_answer_is_prefill_and_every_token() -> None:
 
 
 def test_the_gate_judges_every_budget_in_order() -> None:
-    correct = (np.arange(3000) % 5 != 0).astype(np.float64)
-    ids = tuple(str(i) for i in range(3000))
-    scores = Scores("text-classification", ids, {"correct": correct, "nll": correct})
+    reference, scores = classes(3000, kl=0.001)
     target = load_target("cloud-cpu")
-    judgements = judge(scores, scores, _measurements(), target)
+    judgements = judge(reference, scores, _measurements(), target)
     assert [j.metric for j in judgements] == [
         b.kind.metric for b in target.budgets.for_task("text-classification")
     ]
@@ -133,7 +132,7 @@ def test_the_gate_judges_every_budget_in_order() -> None:
     same = replace(
         _measurements(ratio=1.0), candidate_size=Size(100 << 20, 90 << 20)
     )  # a do-nothing export
-    assert overall(judge(scores, scores, same, target)) is FAIL
+    assert overall(judge(reference, scores, same, target)) is FAIL
 
 
 def test_size_counts_weight_files_and_compression_is_deterministic(tmp_path: Path) -> None:

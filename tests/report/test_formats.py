@@ -151,7 +151,7 @@ def test_html_of_a_bare_report() -> None:
 
 def test_files_of_a_report() -> None:
     files = render(samples.hostile())
-    assert set(files) == {"report.json", "report.html", "report.md", "junit.xml"}
+    assert set(files) == {"report.json", "report.html", "report.md", "junit.xml", "README.md"}
     ElementTree.fromstring(files["junit.xml"])
     assert files["report.json"] == to_json_text(samples.hostile())
     assert render(samples.passing()) == render(samples.passing())
@@ -210,6 +210,18 @@ def test_logs_get_plain_ascii() -> None:
     assert text.isascii()
     assert "\x1b" not in text
     assert "artifact: dist/x-mobile" in text
+
+
+def test_the_last_line_is_the_reason() -> None:
+    """A pipeline's log ends with why, not with where."""
+    for report in (samples.failing(), samples.inconclusive(), samples.passing()):
+        assert shown(report).rstrip().splitlines()[-1] == ascii_of(report.summary)
+
+
+def ascii_of(text: str) -> str:
+    for sign, plain in (("≤", "<="), ("×", "x"), ("–", "-"), ("−", "-")):
+        text = text.replace(sign, plain)
+    return text
 
 
 def test_terminals_get_colour_and_signs() -> None:

@@ -54,6 +54,7 @@ def test_published_artifact_is_whole_and_any_change_shows(shipped: Ship, tmp_pat
     assert artifact.manifest["seed"] == 3
     files = set(artifact.manifest["files"])
     assert {
+        "README.md",
         "evidence/candidate.jsonl",
         "evidence/reference.jsonl",
         "junit.xml",
