@@ -14,7 +14,7 @@ from exporter.models.examples import Examples, Split, Test
 from exporter.models.scores import Scores
 from exporter.report.document import Flip
 
-MOST = 10
+MOST = 8
 CHARACTERS = 240
 THUMBNAIL = 64  # pixels
 

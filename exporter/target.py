@@ -59,15 +59,15 @@ BUDGET_KINDS: dict[str, BudgetKind] = {
         BudgetKind(
             "embedding_cosine", "cosine to reference", "", "above", ("feature-extraction",), 1
         ),
-        BudgetKind("flip_ratio", "answers that differ", "", "below", ACCURACY_TASKS),
-        BudgetKind("kl_mean_nats", "KL divergence, mean", "nats", "below", KL_TASKS),
-        BudgetKind("kl_p999_nats", "KL divergence, p99.9", "nats", "below", KL_TASKS, veto=True),
+        BudgetKind("flip_ratio", "flips", "", "below", ACCURACY_TASKS),
+        BudgetKind("kl_mean_nats", "KL, mean", "nats", "below", KL_TASKS),
+        BudgetKind("kl_p999_nats", "KL, p99.9", "nats", "below", KL_TASKS, veto=True),
         BudgetKind(
             "worst_slice_drop_points", "worst slice", "points", "below", ACCURACY_TASKS, veto=True
         ),
         BudgetKind(
             "worst_slice_perplexity_ratio",
-            "worst slice, perplexity ratio",
+            "worst slice",
             "×",
             "below",
             ("text-generation",),

@@ -65,6 +65,15 @@ def _all_pass(directory: Path) -> None:
         (directory / name).write_text(text, encoding="utf-8")
 
 
+SEEDS = {
+    "varies": True,
+    "spread": {},
+    "repeats": [
+        {"seed": i, "verdict": verdict, "measured": {"x": 1.0}, "lost": [], "reason": ""}
+        for i, verdict in enumerate(("PASS", "FAIL"))
+    ],
+}
+
 FORGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "measured": (
         _judgement(lambda j: j.update(measured=-5.0)),
@@ -109,6 +118,28 @@ FORGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "phases": (
         lambda d: edit(d / "report.json", lambda r: r["phases"][0].update(ratio=0.01)),
         "report.json.phases[0].ratio",
+    ),
+    "slices": (
+        lambda d: edit(d / "report.json", lambda r: r["slices"][0].update(loss=-3.0)),
+        "report.json.slices[0].loss",
+    ),
+    "observations": (
+        lambda d: edit(d / "report.json", lambda r: r["observations"][0].update(candidate=0.0)),
+        "report.json.observations[0].candidate",
+    ),
+    "times": (
+        lambda d: edit(
+            d / "report.json", lambda r: r["times"].update(candidate=r["times"]["reference"])
+        ),
+        "report.json.times.candidate",
+    ),
+    "other seeds": (
+        lambda d: edit(d / "report.json", lambda r: r.update(stability=SEEDS)),
+        "report.json: stability.repeats[0]",
+    ),
+    "other seeds untold": (
+        lambda d: edit(d / "report.json", lambda r: r.update(stability=SEEDS)),
+        "report.json: notes",
     ),
     "another machine": (
         lambda d: edit(d / "report.json", lambda r: r["environment"].update(cpu="Phone")),

@@ -10,12 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from exporter.report.charts import FORMATS, NARROW, WIDE, precision, scatter, series, strip
+from exporter.report.charts import NARROW, WIDE, scatter, series, strip
 from exporter.report.distributions import NARROW as NARROW_TIMES
 from exporter.report.distributions import WIDE as WIDE_TIMES
 from exporter.report.distributions import distributions
 from exporter.report.document import Report
 from exporter.report.facts import facts, headlines
+from exporter.report.layers import FORMATS, precision
 from exporter.report.rows import budget_rows
 from exporter.report.wording import VERDICT_MARKS, measured, number, plain, with_unit
 from exporter.target import BUDGET_KINDS
@@ -84,7 +85,7 @@ def _glued(text: str) -> str:
 
 def _shown(answer: str) -> str:
     """An answer, or the token that is only space made visible."""
-    return plain(answer) or repr(answer).strip("'")
+    return plain(answer) or repr(answer)[1:-1].replace(" ", "␣")
 
 
 def _importance(report: Report) -> list[tuple[float, bool]]:
