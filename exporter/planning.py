@@ -19,6 +19,7 @@ from exporter.models.splits import make_splits
 from exporter.models.tasks import get_task
 from exporter.pipeline import resolve_target
 from exporter.recipe import Candidate, Recipe
+from exporter.report.wording import limit
 from exporter.target import Budget, Target
 
 # Shares of answers that usually flip: mild int8, and a bold cut that was trained to recover.
@@ -122,9 +123,8 @@ def plan(
             "device": profile.description,
             "isa": " ".join([profile.isa, *profile.features]),
             "threads": profile.threads,
-            "budgets": ", ".join(
-                f"{b.kind.title} {'≤' if b.kind.good == 'below' else '≥'} {b.limit:g}{b.kind.unit}"
-                for b in budgets
+            "budgets": "; ".join(
+                f"{b.kind.title} {limit(b.kind.metric, b.limit)}" for b in budgets
             ),
         },
         evidence=tuple(
@@ -196,7 +196,7 @@ def _decidable(budget: Budget, examples: int, confidence: float) -> str:
             else f"{examples:,} test examples"
         )
         return (
-            f"{budget.kind.title} ≤ {budget.limit:g} points: {answer}; "
+            f"{budget.kind.title} {limit(metric, budget.limit)}: {answer}; "
             f"it takes {least:,} if none flips, {', '.join(needs)}"
         )
     if metric == "flip_ratio":

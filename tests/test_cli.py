@@ -75,6 +75,8 @@ def test_plan_says_what_would_be_done_and_does_nothing(made: dict[str, Path]) ->
     for words in ("text-classification", "dynamic-int8", "remove", "distil", "test examples"):
         assert words in done.stdout
     assert "it takes" in done.stdout
+    assert "flips ≤ 0.05" in done.stdout
+    assert "59 if none differs" in done.stdout
     assert sorted(made["root"].iterdir()) == before
 
 
