@@ -101,17 +101,16 @@ def main() -> None:
                 f"{row[2]:11.1%} {row[3]:7.1%}{mark}"
             )
 
-    few = max(50, releases // 5)
-    print(f"\nperplexity, limit {PERPLEXITY_LIMIT:g}       equal   at limit   ({few} releases)")
+    print(f"\nperplexity, limit {PERPLEXITY_LIMIT:g}       equal   at limit")
     for documents in (20, 50, 100, 300):
-        equal = perplexity_acceptance(documents, 0.0, few, rng)
-        at_limit = perplexity_acceptance(documents, math.log(PERPLEXITY_LIMIT), few, rng)
+        equal = perplexity_acceptance(documents, 0.0, releases, rng)
+        at_limit = perplexity_acceptance(documents, math.log(PERPLEXITY_LIMIT), releases, rng)
         print(f"  {documents:4d} documents        {equal:12.1%} {at_limit:10.1%}")
 
-    print(f"\ncosine, limit {COSINE_LIMIT:g}           0.97   at limit   ({few} releases)")
+    print(f"\ncosine, limit {COSINE_LIMIT:g}           0.97   at limit")
     for count in (20, 50, 100, 300):
-        good = cosine_acceptance(count, 0.97, few, rng)
-        at_limit = cosine_acceptance(count, COSINE_LIMIT, few, rng)
+        good = cosine_acceptance(count, 0.97, releases, rng)
+        at_limit = cosine_acceptance(count, COSINE_LIMIT, releases, rng)
         print(f"  {count:4d} examples         {good:12.1%} {at_limit:10.1%}")
 
 

@@ -24,6 +24,7 @@ BISECTIONS = 60
 POWER = 0.8
 # Bootstrap chunks hold about this many weights at once: 16 MiB of float64.
 CHUNK_CELLS = 1 << 21
+MOST_EXAMPLES = 10**7
 # Each one sorts nothing, but walks over every value.
 QUANTILE_RESAMPLES = 200
 
@@ -101,9 +102,18 @@ def required_examples(
     room = margin - drop
     if room <= 0:
         return None
-    z = float(ndtri(confidence)) + float(ndtri(power))
-    by_flips = z**2 * max(discordance - drop**2, 0.0) / room**2
-    return math.ceil(max(by_flips, zero_flips_needed(margin, confidence)))
+    flips = max(discordance, drop)
+    # The interval measures distance by the spread that answers would have at the margin, which is
+    # more than they have: the root that `_score` finds, for shares instead of counts.
+    second = (2 - drop) * margin - flips
+    third = (flips - drop) / 2 * margin * (1 - margin)
+    gained = (math.sqrt(second**2 + 8 * third) - second) / 4
+    at_margin = math.sqrt(2 * gained + margin * (1 - margin))
+    spread = float(ndtri(confidence)) * at_margin
+    spread += float(ndtri(power)) * math.sqrt(max(flips - drop**2, 0.0))
+    # n·room − CONTINUITY = √n·spread, solved for √n
+    root = (spread + math.sqrt(spread**2 + 4 * room * CONTINUITY)) / (2 * room)
+    return max(math.ceil(root**2), zero_flips_needed(margin, confidence))
 
 
 def zero_flips_needed(margin: float, confidence: float) -> int:
@@ -264,13 +274,20 @@ def required_for_share(
     """Examples with which a share like this is shown to be at most `limit`.
 
     Returns:
-        The number for `proportion_bounds`, or None when the share itself reaches the limit.
+        The number for `proportion_bounds`, to within 2 %; None when the share itself reaches the
+        limit, or is too close to it.
     """
     if share >= limit or not limit < 1:
         return None
-    none_seen = math.ceil(math.log(1 - confidence) / math.log(1 - limit))
-    z = float(ndtri(confidence)) + float(ndtri(power))
-    return max(none_seen, math.ceil(z**2 * share * (1 - share) / (limit - share) ** 2))
+    count = math.ceil(math.log(1 - confidence) / math.log(1 - limit))
+    while count < MOST_EXAMPLES:
+        # hits with which the upper bound is within the limit are those as rare as 1 − confidence
+        hits = np.arange(math.ceil(limit * count) + 1)
+        allowed = int((bdtr(hits, count, limit) <= 1 - confidence).sum()) - 1
+        if float(bdtr(allowed, count, share)) >= power:
+            return count
+        count = math.ceil(1.02 * count)
+    return None
 
 
 def values_for_quantile(quantile: float, confidence: float) -> int:

@@ -76,7 +76,7 @@ def test_the_number_that_would_decide_does_decide() -> None:
     for _ in range(400):
         hits = int(rng.binomial(close.needed, 7 / 401))
         passed += proportion_bounds(hits, close.needed, 0.95)[1] <= 0.02
-    assert 0.7 <= passed / 400 <= 0.9  # planned for 80 %
+    assert 0.74 <= passed / 400 <= 0.88  # planned for 80 %
     nats = only(classes(25, kl=0.02), kl_mean_nats=0.021)
     assert nats.verdict is INCONCLUSIVE
     assert nats.needed is None or nats.needed > 25

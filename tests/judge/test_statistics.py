@@ -55,14 +55,17 @@ def test_other_confidences_hold_too() -> None:
                 assert wrong <= 1.07 * (1 - confidence)
 
 
-def test_simulated_releases_at_the_margin_and_at_equality() -> None:
+@pytest.mark.parametrize("flips", [0.005, 0.01, 0.02, 0.05, 0.10])
+def test_simulated_releases_at_the_margin_and_at_equality(flips: float) -> None:
     rng = np.random.default_rng(1)
-    releases, flips = 2000, 0.05
+    releases = 2000
     count = required_examples(flips, MARGIN, 0.95)
     assert count is not None
-    assert 3000 < count < 3200
+    # never below the textbook's number, and close to it where many answers flip
+    assert 6.18 * flips / MARGIN**2 <= count <= 6.18 * flips / MARGIN**2 + 400
     accepted = {}
     for drop in (0.0, MARGIN, 2 * MARGIN):
+        flips = max(flips, drop)
         lost, gained = (flips + drop) / 2, (flips - drop) / 2
         cells = rng.multinomial(count, [lost, gained, 1 - lost - gained], releases)
         _, high = paired_difference(cells[:, 0], cells[:, 1], count, 0.95)
@@ -70,7 +73,8 @@ def test_simulated_releases_at_the_margin_and_at_equality() -> None:
     noise = 3 * math.sqrt(0.05 * 0.95 / releases)
     assert accepted[MARGIN] <= 0.05 + noise
     assert accepted[2 * MARGIN] <= 0.005
-    assert 0.75 <= accepted[0.0] <= 0.87  # the power that the sample size was asked for
+    power_noise = 3 * math.sqrt(0.8 * 0.2 / releases)
+    assert 0.8 - power_noise <= accepted[0.0] <= 0.9  # what the sample size was asked for
 
 
 def test_agrees_with_the_published_interval() -> None:
@@ -111,10 +115,10 @@ def test_more_flips_or_a_drop_need_more_examples() -> None:
     few, many = (required_examples(flips, MARGIN, 0.95) for flips in (0.02, 0.10))
     assert few is not None
     assert many is not None
-    assert many == pytest.approx(5 * few, rel=0.01)
+    assert many == pytest.approx(5 * few, rel=0.2)
     half = required_examples(0.02, MARGIN, 0.95, drop=MARGIN / 2)
     assert half is not None
-    assert half == pytest.approx(4 * few, rel=0.01)
+    assert half == pytest.approx(4 * few, rel=0.2)
     assert required_examples(0.02, MARGIN, 0.95, drop=MARGIN) is None
 
 
