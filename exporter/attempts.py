@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,7 +84,8 @@ class Attempt:
     @property
     def latency_ratio(self) -> float:
         """Latency over the reference's; infinite when it was not measured."""
-        return self.measurements.latency_ratio.value if self.measurements else float("inf")
+        ratio = self.measurements.latency_ratio.value if self.measurements else math.inf
+        return ratio if math.isfinite(ratio) else math.inf
 
 
 def prepare(context: Context, splits: Splits) -> Material:

@@ -15,7 +15,7 @@ from exporter.describing import observed, phases_of, slice_rows
 from exporter.errors import ArtifactError, InputError
 from exporter.graph.model import OnnxModel
 from exporter.judge.conditions import remarks
-from exporter.judge.gate import judge, not_judged
+from exporter.judge.gate import cautions, judge, not_judged
 from exporter.judge.measure import Measurements
 from exporter.judge.verdict import Judgement, overall
 from exporter.mismatches import Mismatch, differences
@@ -153,6 +153,7 @@ def _missing_notes(artifact: Artifact, report: Report, evidence: _Evidence) -> l
     expected = [
         *not_judged(evidence.measurements, evidence.target, evidence.candidate),
         *remarks(evidence.measurements),
+        *cautions(evidence.reference, evidence.measurements, evidence.target.evidence),
         *([repeated(report.stability)] if report.stability else []),
     ]
     found = [

@@ -8,7 +8,7 @@ from typing import Any
 from exporter.cache import library_versions
 from exporter.judge.conditions import remarks
 from exporter.judge.divergence import divergences
-from exporter.judge.gate import not_judged
+from exporter.judge.gate import cautions, not_judged
 from exporter.judge.latency import PhaseLatency
 from exporter.judge.measure import Measurements
 from exporter.judge.slices import slices_of
@@ -18,6 +18,9 @@ from exporter.report.document import Observation, Phase, Report, SliceRow
 from exporter.report.wording import explain
 from exporter.stability import Outcome
 from exporter.target import BUDGET_KINDS, Target
+
+# A column with a value of its own in each row would fill the report.
+MOST_SLICES = 50
 
 
 def describe(
@@ -51,14 +54,16 @@ def describe(
             *notes,
             *not_judged(measurements, target, outcome.candidate_scores),
             *remarks(measurements),
+            *cautions(outcome.reference_scores, measurements, target.evidence),
         ),
         **facts,
     )
 
 
 def slice_rows(before: Scores, after: Scores, target: Target) -> tuple[SliceRow, ...]:
-    """The groups of the examples as the reports show them."""
-    return tuple(SliceRow(**asdict(s)) for s in slices_of(before, after, target.evidence))
+    """The worst groups of the examples as the reports show them."""
+    found = slices_of(before, after, target.evidence)[:MOST_SLICES]
+    return tuple(SliceRow(**asdict(s)) for s in found)
 
 
 def observed(before: Scores, after: Scores, target: Target) -> tuple[Observation, ...]:

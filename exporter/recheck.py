@@ -13,7 +13,7 @@ from exporter.devices.local import host_description, peak_memory
 from exporter.errors import ArtifactError
 from exporter.graph.model import OnnxModel
 from exporter.judge.conditions import remarks
-from exporter.judge.gate import judge, judge_answers, not_judged
+from exporter.judge.gate import cautions, judge, judge_answers, not_judged
 from exporter.judge.latency import rounds_for
 from exporter.judge.measure import Measurements, measure
 from exporter.judge.memory import judge_memory
@@ -92,7 +92,11 @@ def check(
             progress=shown,
         )
         judgements = judge(before, after, measurements, profile)
-        notes += [*not_judged(measurements, profile, after), *remarks(measurements)]
+        notes += [
+            *not_judged(measurements, profile, after),
+            *remarks(measurements),
+            *cautions(before, measurements, profile.evidence),
+        ]
         report = replace(
             report,
             phases=phases_of(measurements, profile),

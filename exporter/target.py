@@ -157,7 +157,9 @@ class Budgets(_Table):
 class Evidence(_Table):
     """How sure a verdict has to be."""
 
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="One-sided.")
+    confidence: float = Field(
+        0.95, ge=0.95, le=0.9999, description="One-sided; the intervals are proven from 0.95 on."
+    )
     resamples: int = Field(2000, ge=200, le=100_000, description="Bootstrap resamples.")
     latency_rounds: int = Field(
         30,

@@ -154,7 +154,7 @@ def _kl(candidate: Scores, evidence: Evidence) -> Iterator[Figure]:
     what = f"{count:,} {'documents' if 'tokens' in candidate.values else 'answers'}"
     if len(each) != count:
         what += f", {len(each):,} tokens"
-    wrong = int((~np.isfinite(nats)).sum())
+    wrong = max(int((~np.isfinite(nats)).sum()), int((~np.isfinite(each)).sum()))
     broken = f"The divergence of {wrong:,} of {what} is not a number." if wrong else ""
     mean, low, high = ratio_bounds(
         nats, weights, confidence=evidence.confidence, resamples=evidence.resamples, seed=count
@@ -168,7 +168,7 @@ def _kl(candidate: Scores, evidence: Evidence) -> Iterator[Figure]:
         what,
         broken,
         few=count < MINIMUM_CLUSTERS,
-        needed=partial(required_clusters, nats, weights, confidence=evidence.confidence),
+        needed=partial(required_clusters, nats, weights, confidence=evidence.confidence, high=high),
     )
     tail, low, high = _tail(each, weights, evidence)
     yield Figure("kl_p999_nats", tail, low, high, len(each), what, broken)

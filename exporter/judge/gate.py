@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from exporter.devices.local import matches
 from exporter.judge.divergence import judge_divergence
 from exporter.judge.latency import judge_latency
@@ -11,9 +13,10 @@ from exporter.judge.quality import judge_quality
 from exporter.judge.size import judge_size
 from exporter.judge.slices import METRICS as SLICE_METRICS
 from exporter.judge.slices import judge_slices
+from exporter.judge.statistics import proportion_bounds
 from exporter.judge.verdict import Judgement
 from exporter.models.scores import Scores
-from exporter.target import Budget, Target
+from exporter.target import Budget, Evidence, Target
 
 
 def judge(
@@ -51,6 +54,29 @@ def judge_cost(measurements: Measurements, target: Target, task: str) -> list[Ju
         for budget in target.budgets.for_task(task)
         if (judgement := _judge_one(measurements, target, budget)) is not None
     ]
+
+
+def cautions(reference: Scores, measurements: Measurements, evidence: Evidence) -> list[str]:
+    """Sentences on what a pass does not mean here: a weak reference, a longer tail of times."""
+    told = []
+    if "label" in reference.values:
+        labels, correct = reference.values["label"], reference.values["correct"]
+        common = int(np.unique(labels, return_counts=True)[1].max())
+        count = len(labels)
+        low, _ = proportion_bounds(int(correct.sum()), count, evidence.confidence)
+        if low <= common / count:
+            told.append(
+                f"The reference is right in {correct.mean():.1%} of {count:,} answers and is not "
+                f"shown to beat the most frequent class ({common / count:.1%}): that a candidate "
+                "is no worse says little."
+            )
+    answer = measurements.phases(evidence)[0]
+    if answer.ratio_high < 1 < answer.candidate_p95_ms / answer.reference_p95_ms:
+        told.append(
+            f"Typical runs became faster, the slowest did not: the 95th percentile is "
+            f"{answer.candidate_p95_ms:.3g} ms, the reference's {answer.reference_p95_ms:.3g} ms."
+        )
+    return told
 
 
 def not_judged(measurements: Measurements, target: Target, scores: Scores) -> list[str]:

@@ -125,6 +125,7 @@ def _perplexity(
         resamples=evidence.resamples,
         seed=len(tokens),
     )
+    log_high = high
     ratio, low, high = _exp(estimate), _exp(low), _exp(high)
     count = len(tokens)
     few = count < MINIMUM_CLUSTERS
@@ -137,7 +138,7 @@ def _perplexity(
     needed = None
     if verdict is INCONCLUSIVE and not broken:
         needed = required_clusters(
-            after - before, tokens, math.log(budget.limit), evidence.confidence
+            after - before, tokens, math.log(budget.limit), evidence.confidence, high=log_high
         )
         needed = _more(needed, count, MINIMUM_CLUSTERS)
         reason += _advice(needed, count, "documents")
@@ -171,7 +172,9 @@ def _cosine(reference: Scores, candidate: Scores, budget: Budget, evidence: Evid
     )
     needed = None
     if verdict is INCONCLUSIVE and not broken:
-        needed = required_clusters(1 - cosines, ones, 1 - budget.limit, evidence.confidence)
+        needed = required_clusters(
+            1 - cosines, ones, 1 - budget.limit, evidence.confidence, high=1 - low
+        )
         needed = _more(needed, count, MINIMUM_CLUSTERS)
         reason += _advice(needed, count, "examples")
     return judged(

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from exporter.judge.divergence import veto
 from exporter.judge.statistics import MINIMUM_CLUSTERS, paired_difference, ratio_bounds
-from exporter.judge.verdict import INCONCLUSIVE, Judgement, judged
+from exporter.judge.verdict import INCONCLUSIVE, PASS, Judgement, judged
 from exporter.models.scores import Scores
 from exporter.target import Budget, Budgets, Evidence
 
+MOST_RESAMPLES = 20_000
 METRICS = ("worst_slice_drop_points", "worst_slice_perplexity_ratio")
 
 
@@ -39,18 +40,22 @@ class Slice:
 
 
 def slices_of(reference: Scores, candidate: Scores, evidence: Evidence) -> list[Slice]:
-    """Every group with enough examples to say anything, worst first.
+    """Every group that can be judged, worst first.
 
-    Bounds are Bonferroni's: of all groups together one is off with probability 1 − confidence.
+    Accuracy has bounds for groups of any size, so that one that collapses is seen however small
+    it is. A bootstrap over documents needs MINIMUM_CLUSTERS of them. Bounds are Bonferroni's: of
+    all groups together one is off with probability 1 − confidence.
     """
+    language = "tokens" in candidate.values
+    least = MINIMUM_CLUSTERS if language else 1
     groups = [
         (grouping, name, members)
         for grouping, names in sorted(candidate.slices.items())
         for name, members in _members(names)
-        if len(members) >= MINIMUM_CLUSTERS
+        if len(members) >= least
     ]
     confidence = 1 - (1 - evidence.confidence) / max(len(groups), 1)
-    measure = _perplexity if "tokens" in candidate.values else _accuracy
+    measure = _perplexity if language else _accuracy
     found = [
         Slice(grouping, name, len(m), *measure(reference, candidate, m, confidence, evidence))
         for grouping, name, m in groups
@@ -66,34 +71,38 @@ def judge_slices(
     if not wanted or not candidate.slices:
         return []
     found = slices_of(reference, candidate, evidence)
-    return [_judge(budget, found) for budget in wanted]
+    return [_judge(budget, found, candidate) for budget in wanted]
 
 
-def _judge(budget: Budget, found: Sequence[Slice]) -> Judgement:
-    if not found:
-        reason = f"No group has {MINIMUM_CLUSTERS} examples. More test examples would tell."
-        nothing = math.nan
-        return judged(
-            budget,
-            measured=nothing,
-            low=nothing,
-            high=nothing,
-            reason=reason,
-            verdict=INCONCLUSIVE,
-        )
-    # a group that is shown to be beyond comes before one that only looks worse
-    worst = max(found, key=lambda s: (s.low > budget.limit, _badness(s.loss)))
-    if math.isfinite(worst.loss):
-        verdict = veto(budget, worst.loss, worst.low)
+def _judge(budget: Budget, found: Sequence[Slice], scores: Scores) -> Judgement:
+    """FAIL for any group shown to be beyond; else by the worst of those with enough examples."""
+    large = [s for s in found if s.count >= MINIMUM_CLUSTERS]
+    covered = {s.grouping for s in large}
+    unseen = sorted(set(scores.slices) - covered)
+    beyond = [s for s in found if s.low > budget.limit]
+    if not large and not beyond:
+        return _open(budget, f"No group has {MINIMUM_CLUSTERS} examples.")
+    worst = max(beyond or large, key=lambda s: _badness(s.loss))
+    few = sum(s.count for s in found if s not in large)
+    reason = (
+        f"Observed, as a veto: worst of {len(large)} groups with at least {MINIMUM_CLUSTERS} "
+        f"examples is {worst.grouping} '{worst.name}' ({worst.count:,} examples)."
+    )
+    if beyond:
         reason = (
-            f"Observed, as a veto: worst of {len(found)} groups with at least {MINIMUM_CLUSTERS} "
-            f"examples is {worst.grouping} '{worst.name}' ({worst.count:,} examples)."
+            f"Shown to be beyond in {worst.grouping} '{worst.name}' ({worst.count:,} examples), "
+            f"one of {len(found)} groups."
         )
-        if verdict is INCONCLUSIVE:
-            reason += " It may be chance: more examples of that group would tell."
-    else:
+    elif few:
+        reason += f" {len(found) - len(large)} smaller ones were looked at for a collapse only."
+    verdict = veto(budget, worst.loss, worst.low)
+    if not math.isfinite(worst.loss):
         verdict = INCONCLUSIVE
         reason = f"The answers in {worst.grouping} '{worst.name}' are not numbers."
+    elif unseen and verdict is PASS:
+        return _open(budget, f"No group of {', '.join(unseen)} has {MINIMUM_CLUSTERS} examples.")
+    elif verdict is INCONCLUSIVE:
+        reason += " It may be chance: more examples of that group would tell."
     return judged(
         budget,
         measured=worst.loss,
@@ -102,6 +111,14 @@ def _judge(budget: Budget, found: Sequence[Slice]) -> Judgement:
         reason=reason,
         verdict=verdict,
         count=worst.count,
+    )
+
+
+def _open(budget: Budget, why: str) -> Judgement:
+    nothing = math.nan
+    reason = f"{why} More test examples would tell."
+    return judged(
+        budget, measured=nothing, low=nothing, high=nothing, reason=reason, verdict=INCONCLUSIVE
     )
 
 
@@ -128,7 +145,7 @@ def _perplexity(
 ) -> tuple[float, float, float]:
     gained = (candidate.values["nll"] - reference.values["nll"])[members]
     # the bootstrap must reach a quantile that Bonferroni has pushed out
-    resamples = max(evidence.resamples, math.ceil(20 / (1 - confidence)))
+    resamples = min(max(evidence.resamples, math.ceil(20 / (1 - confidence))), MOST_RESAMPLES)
     bounds = ratio_bounds(
         gained,
         candidate.values["tokens"][members],

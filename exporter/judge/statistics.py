@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr, betaincinv, ndtri
+from scipy.special import bdtr, betaincinv, ndtri, stdtrit
 
 Floats = NDArray[np.float64]
 
@@ -171,7 +171,17 @@ def ratio_bounds(
     shares = w / w.sum()
     deviations = (d - estimate * w) / np.where(shares < 1, 1 - shares, np.nan)
     scale = float(np.sqrt((deviations**2).sum()) / w.sum())
-    return estimate, estimate - above * scale, estimate - below * scale
+    # Where a few long documents carry the spread, resampling them sees too little of it: the wider
+    # of the bootstrap and of Student's t with Satterthwaite's degrees of freedom (1946; for single
+    # squares of a normal variable, three times the sum squared over the sum of squares).
+    squares = deviations**2
+    freedom = max(3 * float(squares.sum() ** 2 / (squares**2).sum()) - 1, 1.0)
+    student = float(stdtrit(freedom, confidence))
+    return (
+        estimate,
+        estimate - max(float(above), student) * scale,
+        estimate + max(-float(below), student) * scale,
+    )
 
 
 def required_clusters(
@@ -180,9 +190,14 @@ def required_clusters(
     limit: float,
     confidence: float,
     *,
+    high: float = -math.inf,
     power: float = POWER,
 ) -> int | None:
     """Clusters like these with which their ratio is shown to be below `limit`.
+
+    Args:
+        high: the upper bound that these gave; where few of them carry the spread it lies farther
+            off than a normal's, and comes closer with the root of their number.
 
     Returns:
         The number, or None when the ratio itself reaches the limit.
@@ -193,7 +208,9 @@ def required_clusters(
         return None
     spread = float(np.sqrt(((d - ratio * w) ** 2).sum()) / w.sum()) * math.sqrt(len(d))
     z = float(ndtri(confidence)) + float(ndtri(power))
-    return max(1, math.ceil((z * spread / (limit - ratio)) ** 2))
+    normal = (z * spread / (limit - ratio)) ** 2
+    seen = len(d) * ((high - ratio) / (limit - ratio)) ** 2 if math.isfinite(high) else 0.0
+    return max(1, math.ceil(max(normal, seen)))
 
 
 def _linear_error(sums: Floats, ratios: Floats) -> Floats:

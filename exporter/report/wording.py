@@ -146,7 +146,11 @@ def _explained(judgements: Sequence[Mapping[str, Any]]) -> str:
         lost = "; ".join(_thin(j) for j in thin)
         return f"Too little evidence for {_listed([title_of(j) for j in thin])}: {lost}."
     every = "the one budget" if len(judgements) == 1 else f"all {len(judgements)} budgets"
-    tight = max(judgements, key=_tightness)
+    # a veto is judged by what was seen, so its bound is no worst case that was ruled out
+    shown = [j for j in judgements if not _is_veto(j)]
+    if not shown:
+        return f"Within {every}."
+    tight = max(shown, key=_tightness)
     metric = str(tight.get("metric", ""))
     worst = measured(metric, _worst_end(tight))
     if worst == ABSENT:
@@ -176,12 +180,14 @@ def _remedy(failed: Sequence[Mapping[str, Any]], every: Sequence[Mapping[str, An
     changes = []
     for judgement in failed:
         metric = str(judgement.get("metric", ""))
-        needed = _worst_end(judgement)
+        needed = judgement.get("measured") if _is_veto(judgement) else _worst_end(judgement)
         if number(needed) == ABSENT:
             return "Without a measurement no limit would pass."
-        if metric == "latency_ratio" and float(needed) > 1:
+        if metric == "latency_ratio" and float(judgement.get("low") or 0) > 1:
+            return "It is slower than the original, which no profile allows."
+        if metric == "latency_ratio" and float(needed or 0) > 1:
             return "It may be slower than the original, which no profile allows."
-        changes.append(f"{metric} = {_rounded_out(float(needed), down=_good_above(metric))}")
+        changes.append(f"{metric} = {_rounded_out(float(needed or 0), down=_good_above(metric))}")
     rest = any(j.get("verdict") not in ("PASS", "FAIL") for j in every)
     tail = "; the inconclusive ones need more evidence" if rest else ""
     return f"It would pass with {_listed(changes)} in the profile{tail}."
@@ -205,6 +211,11 @@ def _worst_end(judgement: Mapping[str, Any]) -> Any:
 def _good_above(metric: str) -> bool:
     kind = BUDGET_KINDS.get(metric)
     return kind is not None and kind.good == "above"
+
+
+def _is_veto(judgement: Mapping[str, Any]) -> bool:
+    kind = BUDGET_KINDS.get(str(judgement.get("metric", "")))
+    return kind is not None and kind.veto
 
 
 def _tightness(judgement: Mapping[str, Any]) -> float:

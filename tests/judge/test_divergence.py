@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from exporter.judge.divergence import divergences, judge_divergence
 from exporter.judge.gate import judge_answers
-from exporter.judge.slices import judge_slices, slices_of
+from exporter.judge.slices import judge_slices
 from exporter.judge.statistics import clustered_quantile_low, proportion_bounds
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Judgement
 from exporter.models.scores import Scores
@@ -77,9 +77,19 @@ def test_the_number_that_would_decide_does_decide() -> None:
         hits = int(rng.binomial(close.needed, 7 / 401))
         passed += proportion_bounds(hits, close.needed, 0.95)[1] <= 0.02
     assert 0.74 <= passed / 400 <= 0.88  # planned for 80 %
-    nats = only(classes(25, kl=0.02), kl_mean_nats=0.021)
+    before, after = classes(300, kl=0.0)
+    after.values["kl"][7] = 0.6  # one answer carries all of it: a normal would need three
+    nats = only((before, after), kl_mean_nats=0.005)
     assert nats.verdict is INCONCLUSIVE
-    assert nats.needed is None or nats.needed > 25
+    assert nats.needed is not None
+    assert nats.needed > 301
+    ids = tuple(map(str, range(10 * 300)))
+    more = tuple(
+        replace(s, ids=ids, values={n: np.tile(v, 10) for n, v in s.values.items()})
+        for s in (before, after)
+    )
+    assert only(more, kl_mean_nats=0.005).verdict is PASS  # type: ignore[arg-type]
+    assert nats.needed < 3000
 
 
 def test_a_flip_from_one_wrong_answer_to_another_counts() -> None:
@@ -191,17 +201,32 @@ def test_the_worst_class_is_named_and_vetoes() -> None:
     assert judgement.verdict is INCONCLUSIVE  # 2 of 25 may be chance
 
 
-def test_small_groups_are_no_evidence_and_all_small_is_open() -> None:
-    before, after = classes(400)
-    names = tuple("rare" if i < 19 else "common" for i in range(400))
-    after = replace(after, slices={"kind": names})
-    after.values["correct"][:19] = 0
-    found = slices_of(before, after, EVIDENCE)
-    assert [(s.name, s.count) for s in found] == [("common", 381)]
-    lonely = replace(after, slices={"kind": tuple(map(str, range(400)))})
+def test_a_small_group_that_collapses_is_seen_and_a_wobble_in_one_is_not() -> None:
     budgets = Budgets(worst_slice_drop_points=5)
+    before, after = classes(4000)
+    names = tuple("rare" if i < 15 else "common" for i in range(4000))
+    after = replace(after, slices={"kind": names})
+    after.values["correct"][:2] = 0
+    (judgement,) = judge_slices(before, after, budgets, EVIDENCE)
+    assert judgement.verdict is PASS
+    assert "1 smaller ones" in judgement.reason
+    after.values["correct"][:15] = 0
+    (judgement,) = judge_slices(before, after, budgets, EVIDENCE)
+    assert judgement.verdict is FAIL
+    assert judgement.measured == 100
+    assert "kind 'rare' (15 examples)" in judgement.reason
+
+
+def test_a_grouping_that_nobody_could_judge_stays_open() -> None:
+    budgets = Budgets(worst_slice_drop_points=5)
+    before, after = classes(400)
+    lonely = replace(after, slices={"kind": tuple(map(str, range(400)))})
     (judgement,) = judge_slices(before, lonely, budgets, EVIDENCE)
     assert judgement.verdict is INCONCLUSIVE
+    beside = replace(after, slices={**after.slices, **lonely.slices})
+    (judgement,) = judge_slices(before, beside, budgets, EVIDENCE)
+    assert judgement.verdict is INCONCLUSIVE
+    assert "No group of kind" in judgement.reason
     assert judge_slices(before, replace(after, slices={}), budgets, EVIDENCE) == []
 
 

@@ -13,13 +13,13 @@ import pytest
 from exporter.devices.local import Memory, host_description
 from exporter.errors import ArtifactError
 from exporter.graph.model import OnnxModel
-from exporter.judge.gate import judge, judge_cost, not_judged
+from exporter.judge.gate import cautions, judge, judge_cost, not_judged
 from exporter.judge.latency import answer_ms, rounds_for
 from exporter.judge.measure import Measurements, measure
 from exporter.judge.size import Size, compressed_bytes, measure_size
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Verdict, overall
 from exporter.models.scores import Scores
-from exporter.target import Budgets, Target, Workload, load_target
+from exporter.target import Budgets, Evidence, Target, Workload, load_target
 from tests.devices.graphs import product
 from tests.judge.test_divergence import classes
 
@@ -181,3 +181,22 @@ def test_malformed_measurements_are_refused() -> None:
     for broken in ({}, {**data, "times_ms": 3}, {**data, "workload": {"batch": 0}}):
         with pytest.raises(ArtifactError):
             Measurements.from_json(broken)
+
+
+def test_a_reference_no_better_than_guessing_is_said_to_be_so() -> None:
+    reference, _ = classes(400)
+    assert cautions(reference, _measurements(), Evidence()) == []
+    rng = np.random.default_rng(0)
+    reference.values["correct"][:] = rng.random(400) < 0.25  # of four classes
+    (told,) = cautions(reference, _measurements(), Evidence())
+    assert "not shown to beat the most frequent class (25.0%)" in told
+
+
+def test_a_longer_tail_behind_a_faster_median_is_said() -> None:
+    reference, _ = classes(400)
+    tailed = _measurements()
+    times = tailed.times_ms["candidate"]["run"]
+    for i in range(0, len(times), 10):
+        times[i] *= 20
+    (told,) = cautions(reference, tailed, Evidence())
+    assert "the slowest did not" in told

@@ -91,3 +91,31 @@ def test_plain_text_is_one_harmless_line() -> None:
     assert plain("\x1b[31mred\x07") == "[31mred"
     assert plain("x\u202ey\u200bz\ud800") == "xyz"
     assert plain("naïve 模型 🙂") == "naïve 模型 🙂"
+
+
+def test_a_veto_is_no_worst_case_that_was_ruled_out() -> None:
+    """Its interval may reach beyond the limit while it passes: the headline must not say so."""
+    veto = {
+        "metric": "worst_slice_drop_points",
+        "title": "worst slice",
+        "verdict": "PASS",
+        "measured": 0.5,
+        "low": -9.0,
+        "high": 11.4,
+        "limit": 8.0,
+        "margin": 7.5,
+    }
+    said = explain([*samples.passing().judgements, veto])
+    assert "worst slice" not in said
+    assert "latency ratio (host)" in said
+    assert explain([veto]) == "Within the one budget."
+    failed = {**veto, "verdict": "FAIL", "measured": 20.0, "low": 9.0, "high": 30.0}
+    assert "worst_slice_drop_points = 20" in explain([failed])
+
+
+def test_what_is_slower_is_called_slower() -> None:
+    latency = {"metric": "latency_ratio", "title": "latency ratio", "verdict": "FAIL", "limit": 0.6}
+    slower = {**latency, "measured": 1.4, "low": 1.25, "high": 1.57}
+    assert "It is slower than the original" in explain([slower])
+    maybe = {**latency, "measured": 1.02, "low": 0.98, "high": 1.06}
+    assert "It may be slower than the original" in explain([maybe])
