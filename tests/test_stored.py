@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -189,6 +192,24 @@ def test_two_runs_on_one_directory(tmp_path: Path) -> None:
             pass
         write_manifest(new, {})
     assert load_artifact(out)
+
+
+def test_a_lock_that_is_released_while_it_is_opened_lets_one_run_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ends after B opened its lock file and before B locks it; C comes while B is inside."""
+    out = tmp_path / "out"
+    flock, first = fcntl.flock, ExitStack()
+    first.enter_context(publishing(out))
+
+    def ends_first(file: IO[str], how: int) -> None:
+        first.close()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", ends_first)
+    with publishing(out):
+        with pytest.raises(OutputError, match="another run is writing it"), publishing(out):
+            pass
 
 
 @pytest.mark.parametrize(
