@@ -207,9 +207,9 @@ def test_a_lock_that_is_released_while_it_is_opened_lets_one_run_in(
         flock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", ends_first)
-    with publishing(out):
-        with pytest.raises(OutputError, match="another run is writing it"), publishing(out):
-            pass
+    held = pytest.raises(OutputError, match="another run is writing it")
+    with publishing(out), held, publishing(out):
+        pass
 
 
 @pytest.mark.parametrize(
