@@ -206,15 +206,7 @@ def publishing(out: Path) -> Iterator[Path]:
     new = parent / f".{out.name}.new"
     old = parent / f".{out.name}.old"
     try:
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(
-                    str(out),
-                    "another run is writing it",
-                    remedy="wait for that run, or choose another --out.",
-                ) from error
+        with _held(lock, out):
             _clear(out, new, old)
             new.mkdir()
             try:
@@ -226,9 +218,41 @@ def publishing(out: Path) -> Iterator[Path]:
                 sync_file(parent)
             finally:
                 _clear(out, new, old)
-                lock.unlink(missing_ok=True)
     except OSError as error:
         raise explained_os_error(error, out, remedy="or choose another --out.") from error
+
+
+@contextmanager
+def _held(lock: Path, out: Path) -> Iterator[None]:
+    """Hold the lock file that lies at `lock`, not one that was unlinked while we opened it.
+
+    Raises:
+        OutputError: another run holds it.
+    """
+    while True:
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    str(out),
+                    "another run is writing it",
+                    remedy="wait for that run, or choose another --out.",
+                ) from error
+            if not _lies_at(lock, file.fileno()):
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _lies_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _clear(out: Path, new: Path, old: Path) -> None:

@@ -10,6 +10,7 @@ from exporter.devices.local import host_description
 from exporter.graph.model import OnnxModel
 from exporter.models.examples import Calibration, Development, Examples, Feeds, Train
 from exporter.models.source import read_config
+from exporter.models.text import feeds_id
 from exporter.quantize import QuantizeOptions, get_scheme
 from exporter.recipe import Candidate, FineTune, Pruning
 from exporter.stages import (
@@ -183,6 +184,7 @@ def quantized(
             "reduce_range": target.int8_may_saturate,
             "threads": target.threads,
             "calibration": calibration.key if scheme.CALIBRATED else None,
+            "feeds": feeds_id(feeds),  # fusions are chosen by timing them
             "cpu": host_description()["cpu"],
         },
         make,

@@ -39,6 +39,7 @@ LIBRARIES = (
     "tokenizers",
     "datasets",
     "numpy",
+    "Pillow",
 )
 
 
@@ -75,12 +76,13 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def code_hash(room: str) -> str:
-    """SHA-256 over the sources of a room (`compress`) and of the nouns below it.
+    """SHA-256 over the sources of a room (`compress`) and of all that lies beside the rooms.
 
-    Sources, not a version number: an edited checkout must not hit what older code made.
+    Beside the rooms lie the nouns, and the stages that hand a room its arguments. Sources, not a
+    version number: an edited checkout must not hit what older code made.
     """
     package = Path(__file__).resolve().parent
-    sources = sorted((package / room).rglob("*.py")) if room else []
+    sources = sorted({*(package / room).rglob("*.py"), *package.glob("*.py")})
     digest = hashlib.sha256()
     for path in sources:
         digest.update(f"{path.relative_to(package).as_posix()}\0{sha256_file(path)}\n".encode())

@@ -17,7 +17,7 @@ from pathlib import Path
 from exporter.cache import explained_os_error
 
 LEDGER = "readings.jsonl"
-# Of the 32 hex digits of a stage's key, what a note shows.
+# Of the 64 hex digits of a candidate's hash, what a note shows.
 SHORT_KEY = 12
 
 
@@ -31,10 +31,11 @@ def record_reading(root: Path, *, model: str, test: str, candidate: str) -> tupl
         root: the cache directory.
         model: content hash of the source model.
         test: `split_hash` of the test split.
-        candidate: key of the stage that built the candidate.
+        candidate: content hash of the candidate's files, which another version of a library that
+            builds the same files does not change.
 
     Returns:
-        Keys of the candidates of this model that were judged on this split before this one was
+        Hashes of the candidates of this model that were judged on this split before this one was
         for the first time, in order.
 
     Raises:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from exporter import stages
 from exporter.attempts import Attempt, Construction, Material, construct
+from exporter.cache import sha256_directory
 from exporter.devices.local import host_description
 from exporter.errors import ExporterError, InputError
 from exporter.judge.gate import judge
@@ -81,7 +82,7 @@ def final_judgement(
         context.cache.root,
         model=context.source.content_hash,
         test=split_hash(test.examples.ids),
-        candidate=made.built.key,
+        candidate=sha256_directory(made.built.model.directory),
     )
     before, after = stages.judged_scores(context, made.reference, made.built, test)
     rounds = rounds_for(context.target, host_description())

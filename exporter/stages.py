@@ -27,7 +27,7 @@ from exporter.models.scores import Scores, load_scores
 from exporter.models.slices import sliced
 from exporter.models.source import Source
 from exporter.models.tasks import Task
-from exporter.models.text import model_length
+from exporter.models.text import feeds_id, model_length
 from exporter.progress import Prefixed, Progress
 from exporter.recipe import Recipe
 from exporter.target import Target
@@ -235,6 +235,7 @@ def measured(
             "reference": reference.key,
             "candidate": candidate.key,
             "workload": target.workload.model_dump(),
+            "feeds": feeds_id(feeds),
             "threads": target.threads,
             "rounds": rounds,
             "until": _latency_demands(target) if decide else None,

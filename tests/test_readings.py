@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import exporter
+from exporter.cache import sha256_directory
 from exporter.errors import OutputError
 from exporter.readings import LEDGER, readings_note, record_reading, split_hash
 from tests import chain, tiny
@@ -127,7 +128,8 @@ def test_a_second_candidate_of_the_same_model_says_so(
     assert _manifest(first)["test_readings"] == {"earlier": 0, "candidates": []}
     assert not [note for note in first.report.notes if "has been read" in note]
     before = _content(first.directory)
-    key = _manifest(first)["stages"]["candidate"]
+    stage = _manifest(first)["stages"]["candidate"]
+    key = sha256_directory(tmp_path / "cache" / "quantized" / stage / "model")
 
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -153,3 +155,9 @@ def test_a_second_candidate_of_the_same_model_says_so(
     # another target's budgets on the same candidate are no further reading of it
     lines = (tmp_path / "cache" / LEDGER).read_text(encoding="utf-8").splitlines()
     assert len(lines) == 3
+
+    # neither are the same files after an upgrade, for which every stage runs again
+    monkeypatch.setattr("exporter.cache.library_versions", lambda: {"numpy": "99"})
+    upgraded = run("upgraded", "dynamic-int8")
+    assert _manifest(upgraded)["stages"]["candidate"] != stage
+    assert _manifest(upgraded)["test_readings"] == {"earlier": 0, "candidates": []}

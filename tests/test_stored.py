@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import ExitStack
 from pathlib import Path
+from shutil import ignore_patterns
+from typing import IO
 
 import pytest
 
+import exporter
 from exporter.artifact import load_artifact, publishing, write_manifest
-from exporter.cache import Cache, sha256_directory
+from exporter.cache import Cache, library_versions, sha256_directory
 from exporter.errors import ArtifactError, OutputError
 
 
@@ -42,6 +48,30 @@ def test_a_library_version_is_part_of_the_key(
     first = cache.get_or_make("s", (), {}, _count)
     monkeypatch.setattr("exporter.cache.library_versions", lambda: {"torch": "99"})
     assert cache.get_or_make("s", (), {}, _count) != first
+
+
+@pytest.mark.parametrize("edited", ["models/text.py", "target.py", "stages.py"])
+def test_edited_code_misses(tmp_path: Path, edited: str) -> None:
+    """Of the room, of a noun, and of the stage that hands the room its arguments."""
+    package = Path(exporter.__file__).parent
+    copy = shutil.copytree(package, tmp_path / "exporter", ignore=ignore_patterns("__pycache__"))
+    code = "from exporter.cache import stage_key; print(stage_key('s', ('models',), {}))"
+
+    def key() -> str:
+        command = [sys.executable, "-B", "-c", code]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    before = key()
+    with (copy / edited).open("a") as file:
+        file.write("# edited\n")
+    assert key() != before
+
+
+def test_pillow_decides_pixels() -> None:
+    assert "Pillow" in library_versions()
 
 
 def test_fresh_redoes_each_stage_once(tmp_path: Path) -> None:
@@ -189,6 +219,24 @@ def test_two_runs_on_one_directory(tmp_path: Path) -> None:
             pass
         write_manifest(new, {})
     assert load_artifact(out)
+
+
+def test_a_lock_that_is_released_while_it_is_opened_lets_one_run_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ends after B opened its lock file and before B locks it; C comes while B is inside."""
+    out = tmp_path / "out"
+    flock, first = fcntl.flock, ExitStack()
+    first.enter_context(publishing(out))
+
+    def ends_first(file: IO[str], how: int) -> None:
+        first.close()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", ends_first)
+    held = pytest.raises(OutputError, match="another run is writing it")
+    with publishing(out), held, publishing(out):
+        pass
 
 
 @pytest.mark.parametrize(

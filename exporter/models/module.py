@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import inspect
+import site
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +17,7 @@ import numpy as np
 from exporter.errors import ModelError
 from exporter.models.examples import Feeds
 from exporter.models.imported import import_function
-from exporter.models.runner import forward_names
+from exporter.models.runner import forward_names, torch_run
 from exporter.models.weights import nan_error
 
 if TYPE_CHECKING:
@@ -26,7 +31,8 @@ class BuiltModule:
     Attributes:
         module: float32, in evaluation mode.
         example_inputs: named by `forward`'s parameters, with the batch axis in front.
-        content_hash: SHA-256 over the weights, the class and the shapes of the inputs.
+        content_hash: SHA-256 over the weights, the shapes of the inputs, the user's own code and
+            what the module answers.
         config: the module's configuration when it is a Hugging Face one, else {}.
     """
 
@@ -46,7 +52,8 @@ def build_module(spec: str) -> BuiltModule:
     """
     import torch
 
-    returned = import_function(spec, ModelError)()
+    function = import_function(spec, ModelError)
+    returned = function()
     if not (isinstance(returned, tuple) and len(returned) == 2):
         raise _wrong(spec, f"a {type(returned).__name__}")
     module, inputs = returned
@@ -59,7 +66,7 @@ def build_module(spec: str) -> BuiltModule:
     return BuiltModule(
         module,
         feeds,
-        _hash(module, feeds),
+        _hash(function, module, feeds),
         to_dict() if callable(to_dict) else {},
     )
 
@@ -103,7 +110,7 @@ def _wrong(spec: str, got: str) -> ModelError:
     )
 
 
-def _hash(module: torch.nn.Module, feeds: Feeds) -> str:
+def _hash(function: Callable[[], Any], module: torch.nn.Module, feeds: Feeds) -> str:
     digest = hashlib.sha256(type(module).__qualname__.encode())
     # repr tells the layers and their options, which weights alone do not (a stride, a slope).
     digest.update(repr(module).encode())
@@ -113,4 +120,62 @@ def _hash(module: torch.nn.Module, feeds: Feeds) -> str:
         digest.update(np.ascontiguousarray(array).data)
     for name, array in sorted(feeds.items()):
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
+    # What forward computes shows in neither: its code does, and for what that reads (a constant
+    # of another file, a plain attribute) its answer.
+    classes = {kind for part in module.modules() for kind in type(part).__mro__}
+    digest.update("".join(sorted({_source_hash(o) for o in (function, *classes)})).encode())
+    digest.update(" ".join(_answers(module, feeds)).encode())
     return digest.hexdigest()
+
+
+@cache  # as it was imported: an edit during a run is the next run's
+def _source_hash(defined: Any) -> str:
+    """SHA-256 over the file that defines a class or function; "" for an installed one or none."""
+    try:
+        path = Path(inspect.getfile(defined)).resolve()
+        if any(path.is_relative_to(place) for place in _installed()):
+            return ""
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (TypeError, OSError):
+        return ""  # built in, or typed into a prompt
+
+
+@cache
+def _installed() -> tuple[Path, ...]:
+    """Where installed packages lie, whose versions tell their code."""
+    import torch
+
+    paths = sysconfig.get_paths()
+    places = [*site.getsitepackages(), site.getusersitepackages(), str(Path(torch.__file__).parent)]
+    places += [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return tuple(Path(place).resolve() for place in places)
+
+
+def _answers(module: torch.nn.Module, feeds: Feeds) -> Iterator[str]:
+    """Each output's name, shape and three rounded numbers; nothing when it does not run.
+
+    The inputs have the shapes of `feeds` and none of their values, which may be random. Numbers
+    are few and round, so that another order of summation rarely makes it another model.
+    """
+    import torch
+
+    rng = np.random.default_rng(0)
+    inputs = {
+        name: rng.standard_normal(array.shape).astype(array.dtype)
+        if np.issubdtype(array.dtype, np.floating)
+        else np.ones_like(array)
+        for name, array in sorted(feeds.items())
+    }
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            outputs = torch_run(module)(inputs)
+    except Exception:  # the user's code may raise anything; export will tell what is wrong
+        return
+    for name, array in outputs.items():
+        flat = array.ravel().astype(np.float64)  # (values,)
+        norm = float(np.linalg.norm(flat))
+        yield f"{name} {array.shape} {norm:.3g}"
+        for _ in range(2):
+            along = float(rng.standard_normal(flat.size) @ flat)
+            yield f"{along / norm if norm else 0.0:.3f}"

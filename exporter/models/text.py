@@ -45,14 +45,34 @@ def are_feeds(split: Split[Any]) -> bool:
 
 
 def prepare_feeds(
-    split: Split[R], config: dict[str, Any], limit: int | None, *, labelled: bool
+    split: Split[R],
+    config: dict[str, Any],
+    limit: int | None,
+    *,
+    labelled: bool,
+    next_tokens: bool = False,
 ) -> Examples[R]:
     """Rows that already are feeds, passed straight through.
 
+    Args:
+        next_tokens: they are what is predicted; rows in which there is none are left out.
+
     Raises:
         ModelError: the rows are raw, so a preprocessor would be needed.
+        DataError: no row is left.
     """
-    rows = split.rows[:limit]
+    kept = [
+        (row, identity)
+        for row, identity in zip(split.rows, split.ids, strict=True)
+        if not next_tokens or _has_next_token(row)
+    ][:limit]
+    if split.rows and not kept:
+        raise DataError(
+            f"the {split.role.name} split",
+            "must hold a document of at least two tokens",
+            remedy="give longer documents.",
+        )
+    rows, ids = [row for row, _ in kept], tuple(identity for _, identity in kept)
     feeds = tuple(feeds_of(row) for row in rows)
     if not feeds or not all(feeds):
         raise ModelError(
@@ -62,10 +82,19 @@ def prepare_feeds(
         )
     varies = [n for n in feeds[0] if len({f[n].shape for f in feeds if n in f}) > 1]
     labels = labels_of(rows) if labelled else None
-    ids = split.ids[: len(rows)]
     pad = dict.fromkeys((*varies, *(n for n in feeds[0] if n in PADDED_INPUTS)), 0)
     owner = tuple(range(len(feeds)))
     return Examples(split.role, ids, feeds, owner, labels, pad, {"labels": label_names(config)})
+
+
+def _has_next_token(row: Mapping[str, Any]) -> bool:
+    """True when two tokens stand beside each other, neither of them padding."""
+    tokens = row.get("input_ids")
+    if not isinstance(tokens, np.ndarray):
+        return True
+    mask = row.get("attention_mask")
+    kept = np.asarray(mask if isinstance(mask, np.ndarray) else np.ones_like(tokens), bool)
+    return bool((kept[1:] & kept[:-1]).any())
 
 
 def labels_of(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:

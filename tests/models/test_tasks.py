@@ -418,6 +418,25 @@ def test_rows_that_are_tokens_already_pass_through(load: Callable[[str], LoadedM
         np.testing.assert_allclose(one.values["nll"], two.values["nll"], atol=1e-5)
 
 
+def test_token_rows_in_which_nothing_can_be_predicted_are_left_out() -> None:
+    task = get_task("text-generation")
+    one, two = np.array([7]), np.array([7, 8])
+    rows: list[dict[str, Any]] = [
+        {"input_ids": one},
+        {"input_ids": two},
+        {"input_ids": two, "attention_mask": np.array([1, 0])},
+        {"input_ids": two, "attention_mask": np.array([1, 1])},
+    ]
+    rows = [{"attention_mask": np.ones_like(row["input_ids"]), **row} for row in rows]
+    split = Split(Test, rows, ("a", "b", "c", "d"))
+    examples = task.prepare(split, None, {}, max_length=8)
+    assert examples.ids == ("b", "d")
+    assert len(examples.feeds) == len(examples.owner) == 2
+    assert task.prepare(split, None, {}, max_length=8, limit=1).ids == ("b",)
+    with pytest.raises(DataError, match="the test split: must hold a document of at least two"):
+        task.prepare(Split(Test, rows[:1], ("a",)), None, {}, max_length=8)
+
+
 def test_length_is_capped_by_what_the_model_has_positions_for() -> None:
     class Tokenizer:
         model_max_length = 40

@@ -67,7 +67,7 @@ class TextGeneration:
             DataError: no document has two tokens.
         """
         if preprocessor is None or are_feeds(split):
-            return prepare_feeds(split, config, limit, labelled=False)
+            return prepare_feeds(split, config, limit, labelled=False, next_tokens=True)
         require_text(split.rows, ("text",), split.role.name)
         length = model_length(preprocessor, config, max_length)
         start = preprocessor.bos_token_id
