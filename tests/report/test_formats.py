@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,7 +20,7 @@ from exporter.report.junit import to_junit
 from exporter.report.markdown import to_markdown
 from exporter.report.render import render
 from exporter.report.rows import budget_rows
-from exporter.report.terminal import print_summary
+from exporter.report.terminal import _table, print_summary, voice
 from tests.report import samples
 
 
@@ -237,6 +238,27 @@ def test_narrow_terminals_keep_the_verdict() -> None:
     assert max(len(line) for line in lines if "artifact" not in line) <= 60
     assert "INCONCLUSIVE" in text
     assert "−0.210×" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_every_budget_fits_into_80_columns_with_its_verdict(terminal: bool) -> None:
+    rows = budget_rows(samples.inconclusive())
+    nats = replace(rows[0], title="KL, p99.9", measured="0.00123 nats", limit="≤ 1.5 nats")
+    wide = replace(rows[0], reference="123,456.78 MiB", margin="−1.2e−05 nats")
+    for table, one_line in (((*rows, nats), True), ((*rows, wide, nats), False)):
+        for width in (80, 50, 34):
+            file = io.StringIO()
+            console = Console(
+                file=file, width=width, force_terminal=terminal, legacy_windows=False,
+                color_system=None,
+            )  # fmt: skip
+            rich, said = voice(console)
+            console.print(_table(table, rich, said, width=width))
+            lines = file.getvalue().splitlines()
+            assert max(map(len, lines)) <= width
+            assert sum("INCONCLUSIVE" in line for line in lines) >= len(table) - len(rows)
+            if width == 80 and one_line and terminal:
+                assert len(lines) == len(table) + 2
 
 
 def test_terminals_are_not_steered_by_names() -> None:
