@@ -72,7 +72,14 @@ def test_plan_says_what_would_be_done_and_does_nothing(made: dict[str, Path]) ->
     before = sorted(made["root"].iterdir())
     done = run("plan", made["model"], "-d", made["data"], "-t", "mobile", cache=made["cache"])
     assert done.returncode == 0, done.stderr
-    for words in ("text-classification", "dynamic-int8", "remove", "distil", "test examples"):
+    for words in (
+        "text-classification",
+        "dynamic-int8",
+        "remove",
+        "distil",
+        "test examples",
+        "development examples no candidate can show accuracy drop",
+    ):
         assert words in done.stdout
     assert "it takes" in done.stdout
     assert "flips ≤ 0.05" in done.stdout

@@ -52,6 +52,7 @@ def to_html(report: Report) -> str:
         headlines=headlines(report),
         budgets=[(row, strip(row)) for row in rows],
         times=[t for t in times if t is not None],
+        passed=not any(c.status == "chosen" and c.reason for c in report.candidates),
         scatters=[s for s in drawn if s is not None],
         importance=_importance(report),
         removed=_removed(report.pruning or {}),
