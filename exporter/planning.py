@@ -55,10 +55,8 @@ class Plan:
         for title, facts in (("model", self.model), ("data", self.data), ("target", self.target)):
             lines += [title, *(f"  {name:<12} {value}" for name, value in facts.items()), ""]
         lines += ["can the evidence decide?", *(f"  {text}" for text in self.evidence), ""]
-        lines.append(
-            "candidates, from mild to bold; the fastest that passes on development data (if"
-        )
-        lines.append("none does, the least far from it) is judged once on test data")
+        lines.append("candidates, from mild to bold; the fastest that passes on development data")
+        lines.append("is judged once on test data (the least far from it, if none passes)")
         for name, steps in self.steps.items():
             lines += [f"  {name}", *(f"    - {step}" for step in steps)]
         for name, why in self.left_out.items():

@@ -203,7 +203,8 @@ def _notes(
     if context.target.isa != "x86-64":
         notes.append(
             f"Latency and memory were measured on the machine that ran the export, not on "
-            f"{article(context.target.name)} {context.target.name} device: ratios carry over in kind, not in size."
+            f"{article(context.target.name)} {context.target.name} device: ratios carry over in "
+            "kind, not in size."
         )
     if made.reference.key != reference.key:
         notes.append(
