@@ -158,7 +158,10 @@ def test_columns_are_found_or_named(tmp_path: Path) -> None:
     message = refused(odd)
     assert "must have a column for text, got a, label" in message
     assert "--column text=NAME" in message
-    assert "no columns" not in refused(odd, columns={"text": "b"})
+    wrong = refused(data, columns={"text": "sentnce"})
+    assert "--column text=sentnce: the data has no column sentnce" in wrong
+    assert "did you mean sentence?" in wrong
+    assert "got a, label; name one" in refused(odd, columns={"text": "zzz"})
     assert "knows only" in refused(odd, columns={"txt": "a"})
 
 
@@ -183,6 +186,8 @@ def test_missing_empty_and_unknown_data(tmp_path: Path) -> None:
     jsonl(tmp_path / "rows.jsonl", [])
     assert "must hold examples" in refused(tmp_path / "rows.jsonl")
     assert "did you mean" in refused(tmp_path / "row.jsonl")
+    (tmp_path / "other.pem").write_text("")
+    assert "did you mean" not in refused(tmp_path / "nothere.csv")
     (tmp_path / "rows.csv").write_text("text,label\n")
     assert "must hold examples" in refused(tmp_path / "rows.csv")
     import datasets
