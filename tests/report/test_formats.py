@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from exporter.report.charts import NARROW, WIDE, scatter, strip
+from exporter.report.charts import LETTER, NARROW, WIDE, Frame, scatter, strip
 from exporter.report.document import Report
 from exporter.report.html import to_html
 from exporter.report.json import to_json_text
@@ -267,3 +267,34 @@ def test_terminals_are_not_steered_by_names() -> None:
         assert "\x1b" not in text
         assert "\x00" not in text
         assert "[bold]" in re.sub(r"\s", "", text)  # shown, not obeyed
+
+
+def test_what_was_chosen_without_a_pass_and_the_divergence_are_said() -> None:
+    report = samples.passing()
+    assert "The fastest that passed was then judged once" in to_html(report)
+    assert "KL 0.0832 nats to the original, before recovery" in to_html(report)
+    beaten = tuple(
+        replace(c, reason="lost" if c.status == "chosen" else "") for c in report.candidates
+    )
+    assert "None passed every budget there" in to_html(replace(report, candidates=beaten))
+
+
+@pytest.mark.parametrize("frame", [WIDE, NARROW], ids=lambda f: f.kind)
+def test_crowded_candidates_keep_their_labels_apart(frame: Frame) -> None:
+    report = samples.passing()
+    chosen = next(c for c in report.candidates if c.status == "chosen")
+    crowd = [
+        replace(chosen, name=f"pruned-{i}-int8", latency_ratio=0.34 + i / 50) for i in range(5)
+    ]
+    drawn = scatter(replace(report, candidates=tuple(crowd)), frame)
+    assert drawn is not None
+    labels = []
+    for dot in drawn.dots:
+        width = LETTER * len(dot.name)
+        gap = dot.radius + 6
+        left = dot.x + gap if dot.label_side == "start" else dot.x - gap - width
+        assert frame.left <= left
+        assert left + width <= frame.right
+        labels.append((left, left + width, dot.label_y))
+    for i, (left, right, y) in enumerate(labels):
+        assert all(abs(y - v) >= 14 or right <= a or b <= left for a, b, v in labels[:i])
