@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -50,11 +50,11 @@ def reporting_errors(debug: bool, as_json: bool) -> Iterator[None]:
         stopped = Interrupted(
             "exporter", "stopped", remedy="finished stages are kept: run it again to go on."
         )
-        _fail(stopped, stopped.exit_code, as_json)
+        fail(stopped, stopped.exit_code, as_json)
     except ExporterError as error:
         if debug:
             raise
-        _fail(error, error.exit_code, as_json)
+        fail(error, error.exit_code, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_TOOL)
@@ -63,14 +63,15 @@ def reporting_errors(debug: bool, as_json: bool) -> Iterator[None]:
             raise
         first = (str(error).strip().splitlines() or [""])[0][:300]
         text = f"{type(error).__name__}: {first}"
-        _fail(
+        fail(
             f"exporter failed: {text}; run again with --debug for the traceback.",
             EXIT_TOOL,
             as_json,
         )
 
 
-def _fail(error: object, code: int, as_json: bool) -> None:
+def fail(error: object, code: int, as_json: bool) -> NoReturn:
+    """End with an error: its message as the last line, as JSON too if that was asked for."""
     if as_json:
         kind = type(error).__name__ if isinstance(error, Exception) else "InternalError"
         print_json({"error": str(error), "kind": kind, "exit_code": code})

@@ -134,6 +134,7 @@ def export(
             data=str(data),
             columns=dict(columns or {}),
             slices=slices,
+            seeds=seeds,
             show_examples=show_examples,
             attempts=attempts,
             chosen=chosen,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.attempts import DEVELOPMENT_EXAMPLES
 from exporter.errors import DataError
 from exporter.judge.statistics import (
     MINIMUM_CLUSTERS,
@@ -55,7 +56,7 @@ class Plan:
             lines += [title, *(f"  {name:<12} {value}" for name, value in facts.items()), ""]
         lines += ["can the evidence decide?", *(f"  {text}" for text in self.evidence), ""]
         lines.append("candidates, from mild to bold; the fastest that passes on development data")
-        lines.append("is judged once on test data")
+        lines.append("is judged once on test data (the least far from it, if none passes)")
         for name, steps in self.steps.items():
             lines += [f"  {name}", *(f"    - {step}" for step in steps)]
         for name, why in self.left_out.items():
@@ -97,6 +98,7 @@ def plan(
         slices=slices,
     )
     budgets = profile.budgets.for_task(source.task)
+    left_out_rows = splits.left_out_text().replace(" left out:", ":", 1)
     steps, left_out = {}, {}
     for candidate in profile.recipe.candidates:
         why = _not_tried(candidate, source.task, source.kind)
@@ -117,6 +119,7 @@ def plan(
             "calibration": f"{len(splits.calibration):,} examples: ranges of static quantization",
             "development": f"{len(splits.development):,} examples: every choice",
             "test": f"{len(splits.test):,} examples: read once, for the final judgement",
+            **({"left out": left_out_rows} if left_out_rows else {}),
         },
         target={
             "name": profile.name,
@@ -127,10 +130,13 @@ def plan(
                 f"{b.kind.title} {limit(b.kind.metric, b.limit)}" for b in budgets
             ),
         },
-        evidence=tuple(
-            text
-            for b in budgets
-            if (text := _decidable(b, len(splits.test), profile.evidence.confidence))
+        evidence=(
+            *(
+                text
+                for b in budgets
+                if (text := _decidable(b, len(splits.test), profile.evidence.confidence))
+            ),
+            *_not_choosable(budgets, len(splits.development), profile.evidence.confidence),
         ),
         steps=steps,
         left_out=left_out,
@@ -177,6 +183,34 @@ def _steps(candidate: Candidate, target: Target) -> tuple[str, ...]:
         narrow = " with 7-bit weights" if target.int8_may_saturate else ""
         steps.append(f"quantize: {candidate.quantization}{narrow}, and count the kernels that run")
     return tuple(steps)
+
+
+def _not_choosable(budgets: Sequence[Budget], examples: int, confidence: float) -> tuple[str, ...]:
+    """What is to be said when no candidate can pass on `examples` development examples."""
+    judged = min(examples, DEVELOPMENT_EXAMPLES)
+    short = [
+        f"{b.kind.title} {limit(b.kind.metric, b.limit)} (it takes {least:,})"
+        for b in budgets
+        if (least := _fewest(b, confidence)) is not None and judged < least
+    ]
+    if not short:
+        return ()
+    return (
+        f"choosing: on {judged:,} development examples no candidate can show "
+        f"{' and '.join(short)}; the one least far from it is judged on test data",
+    )
+
+
+def _fewest(budget: Budget, confidence: float) -> int | None:
+    """Examples without which a quality budget cannot pass; None for budgets that need none."""
+    metric = budget.kind.metric
+    if metric == "accuracy_drop_points":
+        return zero_flips_needed(budget.limit / 100, confidence)
+    if metric == "flip_ratio":
+        return required_for_share(0.0, budget.limit, confidence)
+    if metric in ("perplexity_ratio", "embedding_cosine", "kl_mean_nats"):
+        return MINIMUM_CLUSTERS
+    return None
 
 
 def _decidable(budget: Budget, examples: int, confidence: float) -> str:

@@ -24,7 +24,7 @@ from exporter.report.document import (
     json_ready,
 )
 from exporter.report.render import render
-from exporter.report.wording import repeated
+from exporter.report.wording import article, repeated
 from exporter.ship.bundle import assemble, assemble_model
 from exporter.ship.sbom import SBOM, make_sbom
 from exporter.stability import Outcome, Stability
@@ -39,6 +39,7 @@ def ship(
     data: str,
     columns: Mapping[str, str],
     slices: Sequence[str],
+    seeds: int,
     show_examples: bool,
     attempts: Sequence[Attempt],
     chosen: Attempt,
@@ -64,7 +65,9 @@ def ship(
         paired="text_pair" in splits.test.rows[0],
     )
     repeats = None if stability is None else json_ready(asdict(stability))
-    command = _command(context, data, columns, slices, out, show_examples=show_examples)
+    command = _command(
+        context, data, columns, slices, out, seeds=seeds, show_examples=show_examples
+    )
     report = describe(
         title=f"{out.name}",
         target=context.target,
@@ -99,7 +102,7 @@ def ship(
         runtime="onnxruntime-genai" if made.built.model.genai else "onnxruntime",
         notes=(
             *notes,
-            *_notes(context, made, reference),
+            *_notes(context, made, reference, chosen, splits),
             *([repeated(repeats)] if repeats else []),
             *_readings(outcome),
         ),
@@ -186,12 +189,22 @@ _STATUS: dict[Verdict, Status] = {
 }
 
 
-def _notes(context: Context, made: Construction, reference: Built) -> list[str]:
+def _notes(
+    context: Context, made: Construction, reference: Built, chosen: Attempt, splits: Splits
+) -> list[str]:
     notes = []
+    if overall(chosen.judgements) != Verdict.PASS:
+        notes.append(
+            "No candidate passed every budget on development data; the least far from it was "
+            "judged on test data."
+        )
+    if left_out := splits.left_out_text():
+        notes.append(f"{left_out}.")
     if context.target.isa != "x86-64":
         notes.append(
-            f"Latency and memory were measured on the machine that ran the export, not on a "
-            f"{context.target.name} device: ratios carry over in kind, not in size."
+            f"Latency and memory were measured on the machine that ran the export, not on "
+            f"{article(context.target.name)} {context.target.name} device: ratios carry over in "
+            "kind, not in size."
         )
     if made.reference.key != reference.key:
         notes.append(
@@ -217,6 +230,7 @@ def _command(
     slices: Sequence[str],
     out: Path,
     *,
+    seeds: int,
     show_examples: bool,
 ) -> str:
     words = ["exporter", "export", context.source.location]
@@ -226,7 +240,9 @@ def _command(
     for name in slices:
         words += ["--slice", name]
     words += [] if show_examples else ["--no-examples"]
-    words += ["--seed", str(context.recipe.seed), "--out", str(out)]
+    words += ["--seed", str(context.recipe.seed)]
+    words += ["--seeds", str(seeds)] if seeds > 1 else []
+    words += ["--out", str(out)]
     words += ["--allow-pickle"] if context.source.allow_pickle else []
     words += ["--trust-remote-code"] if context.source.trust_remote_code else []
     return shlex.join(words)

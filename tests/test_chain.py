@@ -193,6 +193,9 @@ def test_a_lost_budget_fails_and_still_ships_the_best(classifier: dict[str, Path
     assert result.exit_code == 1
     assert load_artifact(result.directory).manifest["verdict"] == "FAIL"
     assert "size on disk" in result.report.summary
+    note = "No candidate passed every budget on development data"
+    assert any(note in n for n in result.report.notes)
+    assert "None passed every budget there" in (result.directory / "report.html").read_text()
 
 
 def test_thin_evidence_never_passes(classifier: dict[str, Path]) -> None:

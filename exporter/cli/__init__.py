@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from exporter.cli import making  # isort: skip  (the order of commands in --help)
 from exporter.cli import artifacts
 from exporter.cli.options import app
-from exporter.errors import EXIT_USAGE
+from exporter.errors import EXIT_USAGE, InputError, Interrupted
+from exporter.exits import fail
 
 __all__ = ["app", "artifacts", "main", "making"]
+
+_STOPPED = 130  # what Typer makes of Ctrl-C
 
 
 def main() -> None:
     """Entry point of the `exporter` command."""
+    as_json = "--json" in sys.argv
     try:
-        app(prog_name="exporter")
-    except KeyboardInterrupt:
-        typer.echo("error: exporter: stopped; run it again.", err=True)
-        sys.exit(EXIT_USAGE)
+        code = app(prog_name="exporter", standalone_mode=False)
+    except TyperException as error:
+        _misused(error, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _STOPPED
+    if code == _STOPPED:
+        stopped = Interrupted("exporter", "stopped", remedy="run it again.")
+        fail(stopped, stopped.exit_code, as_json)
+    sys.exit(code or 0)
+
+
+def _misused(error: TyperException, as_json: bool) -> NoReturn:
+    """Say how the command is called, and as the last line what was wrong."""
+    context = getattr(error, "ctx", None)
+    name = "exporter" if context is None else context.command_path
+    told = " ".join(error.format_message().split())
+    if not told:  # called without anything: the help has been printed
+        told = "a command is missing"
+    elif context is not None:
+        typer.echo(context.get_usage(), err=True)
+    told = (told[0].lower() + told[1:]).rstrip(".?")
+    fail(InputError(name, told, remedy=f"see {name} --help."), EXIT_USAGE, as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,7 @@ def export(
     task: Task_ = None,
     recipe: Recipe_ = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Default: dist/<model>-<target>.")
+        Path | None, typer.Option("--out", "-o", help="Default: `dist/MODEL-TARGET`.")
     ] = None,
     column: Column_ = None,
     slice_: Slice_ = None,
@@ -173,4 +174,8 @@ def targets(
                 print_json([p.model_dump(mode="json") for p in profiles])
             else:
                 for p in profiles:
-                    typer.echo(f"{p.name:<12} {p.description}")
+                    typer.echo(
+                        textwrap.fill(
+                            f"{p.name:<12} {p.description}", 79, subsequent_indent=" " * 13
+                        )
+                    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -63,21 +64,19 @@ def _renamed(
     present = list(dict.fromkeys(name for row in rows[:1000] for name in row))
     found: dict[str, str] = {}
     missing: list[str] = []
+    for canonical, own in overrides.items():
+        if own not in present:
+            raise _no_column(f"{place}: --column {canonical}={own}", own, present)
     for canonical, accepted in task.columns.items():
         wanted = (overrides[canonical],) if canonical in overrides else accepted
         match = next((name for name in wanted if name in present), None)
         if match is not None:
             found[canonical] = match
-        elif canonical not in task.optional or canonical in overrides:
+        elif canonical not in task.optional:
             missing.append(canonical)
     for name in slices:
         if name not in present:
-            raise DataError(
-                f"{place}: --slice {name}",
-                "must name a column of the data",
-                got=", ".join(present) or "no columns",
-                remedy="name one of these.",
-            )
+            raise _no_column(f"{place}: --slice {name}", name, present)
     arrays = [n for n in present if n not in found.values() and _is_array(rows[0].get(n))]
     content = [c for c in task.columns if c != "label" and c not in task.optional]
     if arrays and all(c in missing for c in content) and not overrides.keys() & set(content):
@@ -99,6 +98,16 @@ def _renamed(
         }
         for row in rows
     ]
+
+
+def _no_column(place: str, name: str, present: Sequence[str]) -> DataError:
+    close = difflib.get_close_matches(name, present, n=1)
+    return DataError(
+        place,
+        f"the data has no column {name}",
+        got=", ".join(present) or "no columns",
+        remedy=f"did you mean {close[0]}?" if close else "name one of these.",
+    )
 
 
 def _group(value: Any) -> str:

@@ -71,7 +71,7 @@ def read_rows(data: str) -> Rows:
 def _missing(path: Path, data: str) -> Rows:
     around = path.parent if path.parent.is_dir() else Path()
     names = [p.name for p in around.iterdir()]
-    close = [str(around / n) for n in difflib.get_close_matches(path.name, names, n=2)]
+    close = [str(around / n) for n in difflib.get_close_matches(path.name, names, n=2, cutoff=0.65)]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise DataError(data, "no such file or directory", remedy=f"{hint}check --data.")
 

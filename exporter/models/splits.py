@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from exporter.errors import DataError
@@ -17,6 +17,9 @@ from exporter.models.tasks import Task
 # judged examples can show a collapse; what margin they can prove is up to the statistics.
 SHARES = {"test": 0.15, "development": 0.10, "calibration": 0.05}
 MINIMUM = {"test": 20, "development": 20, "calibration": 8, "train": 16}
+# Why a row is in no split.
+_EMPTY, _EQUAL = "empty", "equal to another"
+_CONTRARY = "equal to another that has a different label"
 # Who keeps an example that is in two splits: the judged ones, so that training never saw it.
 _KEEPS_FIRST = ("test", "development", "calibration", "train")
 
@@ -29,6 +32,7 @@ class Splits:
 
     Attributes:
         data_hash: SHA-256 over the content of all four, in order.
+        left_out: why rows are in no split -> how many.
     """
 
     train: Split[Train]
@@ -36,6 +40,15 @@ class Splits:
     development: Split[Development]
     test: Split[Test]
     data_hash: str
+    left_out: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+    def left_out_text(self) -> str:
+        """How many rows are in no split, and why; "" if all are."""
+        count = sum(self.left_out.values())
+        if not count:
+            return ""
+        reasons = ", ".join(f"{number:,} {why}" for why, number in self.left_out.items() if number)
+        return f"{count:,} {'row' if count == 1 else 'rows'} left out: {reasons}"
 
     def recalibrated(self, seed: int) -> Split[Calibration]:
         """As many calibration examples, drawn anew from them and the training examples."""
@@ -79,7 +92,7 @@ def make_splits(
         canonical = index_labels(data, canonical, label_names)
     if len(canonical) == 1:
         canonical = {None: next(iter(canonical.values()))}
-    parts = _distinct(canonical, task, seed)
+    parts, left_out = _distinct(canonical, task, seed)
     if None not in parts and "train" not in parts:
         raise DataError(
             data,
@@ -109,14 +122,16 @@ def make_splits(
         _split(Development, parts),
         _split(Test, parts),
         _hash(parts),
+        left_out,
     )
 
 
 def _distinct(
     rows: Mapping[str | None, list[dict[str, Any]]], task: Task, seed: int
-) -> dict[str | None, Rows]:
-    """Rows with their ids, each id once over all splits, in salted hash order."""
-    seen: set[str] = set()
+) -> tuple[dict[str | None, Rows], dict[str, int]]:
+    """Rows with their ids, each id once over all splits, in salted hash order; why others went."""
+    seen: dict[str, Any] = {}  # id -> label
+    left_out = dict.fromkeys((_EMPTY, _EQUAL, _CONTRARY), 0)
     kept: dict[str | None, Rows] = {}
     for name in (*_KEEPS_FIRST, None):
         if name not in rows:
@@ -127,9 +142,13 @@ def _distinct(
         kept[name] = []
         for identity, row in pairs:
             if identity not in seen:
-                seen.add(identity)
+                seen[identity] = row.get("label")
                 kept[name].append((identity, row))
-    return kept
+            elif isinstance(row.get("text"), str) and not row["text"].strip():
+                left_out[_EMPTY] += 1
+            else:
+                left_out[_EQUAL if seen[identity] == row.get("label") else _CONTRARY] += 1
+    return kept, left_out
 
 
 def _carve(data: str, parts: dict[str | None, Rows], calibration_examples: int) -> None:

@@ -109,8 +109,8 @@ class Frame:
 
 
 LETTER = 7.2  # mean width of a letter of a label, in the drawing's units
-WIDE = Frame("wide", 920.0, 340.0, 60.0, 16.0, 900.0, 288.0)
-NARROW = Frame("narrow", 360.0, 320.0, 44.0, 12.0, 348.0, 270.0)
+WIDE = Frame("wide", 920.0, 356.0, 60.0, 32.0, 900.0, 304.0)
+NARROW = Frame("narrow", 360.0, 340.0, 44.0, 32.0, 348.0, 290.0)
 
 
 def scatter(report: Report, frame: Frame) -> Scatter | None:
@@ -178,19 +178,37 @@ def _dot(row: CandidateRow, x: float, y: float, metric: str, off: bool) -> Dot:
 
 
 def _without_overlap(dots: Sequence[Dot], frame: Frame) -> tuple[Dot, ...]:
-    """Labels beside their dots, moved down until none covers another label or dot."""
+    """Labels beside their dots, moved as little as keeps them clear of other labels and dots."""
     boxes = [(d.x - d.radius, d.y - d.radius, d.x + d.radius, d.y + d.radius) for d in dots]
     placed = []
     for dot in sorted(dots, key=lambda d: (d.y, d.x)):
         width, gap = LETTER * len(dot.name), dot.radius + 6
-        side = "start" if dot.x + gap + width < frame.right else "end"
-        left = dot.x + gap if side == "start" else dot.x - gap - width
-        y = dot.y
-        while y < frame.bottom - 12 and any(
-            left < b[2] and b[0] < left + width and y - 7 < b[3] and b[1] < y + 7 for b in boxes
-        ):
-            y += 3
-        boxes.append((left, y - 7, left + width, y + 7))
+        lefts = {"start": dot.x + gap, "end": dot.x - gap - width}
+        sides = [s for s, x in lefts.items() if frame.left < x and x + width < frame.right]
+        if not sides:
+            sides = ["start" if dot.x < (frame.left + frame.right) / 2 else "end"]
+        steps = sorted(range(-60, 61, 3), key=lambda step: (abs(step), -step))
+        places = [
+            (side, y)
+            for y in (dot.y + step for step in steps)
+            if y == dot.y or frame.top + 8 <= y <= frame.bottom - 12
+            for side in sides
+        ]
+        side, y = next(
+            (
+                (side, y)
+                for side, y in places
+                if not any(
+                    lefts[side] < b[2]
+                    and b[0] < lefts[side] + width
+                    and y - 7 < b[3]
+                    and b[1] < y + 7
+                    for b in boxes
+                )
+            ),
+            places[0],
+        )
+        boxes.append((lefts[side], y - 7, lefts[side] + width, y + 7))
         placed.append(replace(dot, label_y=round(y, 1), label_side=side))
     return tuple(placed)
 

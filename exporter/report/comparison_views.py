@@ -73,11 +73,11 @@ def _title(comparison: Comparison) -> str:
 def _metrics(rows: tuple[Row, ...], rich: bool, said: Said, *, wide: bool) -> Table:
     """At 80 columns everything is there; on less the two artifacts' own figures are left out."""
     made = bare_table(rich)
-    made.add_column("metric", overflow="fold", min_width=13)
+    made.add_column("metric", overflow="fold")
     sides = ("old", "new") if wide else ()
     for name in (*sides, "change", "interval", "allowed"):
-        made.add_column(name, justify="right", overflow="fold")
-    made.add_column("verdict", overflow="fold", min_width=12)
+        made.add_column(name, justify="right", overflow="fold", no_wrap=name == "change")
+    made.add_column("verdict", no_wrap=True)
     for row in rows:
         models = (row.old, row.new) if wide else ()
         figures = (*models, row.change, row.interval, row.allowed)

@@ -19,7 +19,7 @@ from exporter.report.facts import facts, headlines
 from exporter.report.layers import FORMATS, precision
 from exporter.report.rows import budget_rows
 from exporter.report.wording import VERDICT_MARKS, measured, number, plain, with_unit
-from exporter.target import BUDGET_KINDS
+from exporter.target import BUDGET_KINDS, KL_TASKS
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -52,9 +52,10 @@ def to_html(report: Report) -> str:
         headlines=headlines(report),
         budgets=[(row, strip(row)) for row in rows],
         times=[t for t in times if t is not None],
+        passed=not any(c.status == "chosen" and c.reason for c in report.candidates),
         scatters=[s for s in drawn if s is not None],
         importance=_importance(report),
-        removed=_removed(report.pruning or {}),
+        removed=_removed(report.pruning or {}, str(report.model.get("task"))),
         layers=precision(report.audit or {}),
         formats=FORMATS,
         learning=series(_losses(report)),
@@ -97,8 +98,13 @@ def _importance(report: Report) -> list[tuple[float, bool]]:
     return [(float(v), i in kept) for i, v in enumerate(layers["importance"])]
 
 
-def _removed(pruning: dict[str, Any]) -> dict[str, Any]:
+def _removed(pruning: dict[str, Any], task: str) -> dict[str, Any]:
     """What was removed, without the importance that is drawn instead of listed."""
+    if isinstance(pruning.get("divergence"), int | float):
+        # the task's distillation loss, which is a KL divergence where classes or tokens are told
+        what, unit = ("KL", "nats") if task in KL_TASKS else ("distillation loss", "")
+        told = with_unit(pruning["divergence"], unit)
+        pruning = {**pruning, "divergence": f"{what} {told} to the original, before recovery"}
     layers = pruning.get("layers")
     if not isinstance(layers, dict):
         return pruning

@@ -19,6 +19,7 @@ _ASCII = str.maketrans(
     {"≤": "<=", "≥": ">=", "×": "x", "–": "-", "−": "-", "…": "...", "→": "->", "±": "+-"}
 )
 WIDE = 80
+TITLE = 13  # columns that a budget's name needs at least
 Said = Callable[..., Text]
 # Rich's SIMPLE_HEAD with hyphens.
 _ASCII_HEAD = box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
@@ -33,7 +34,7 @@ def print_summary(report: Report, console: Console, artifact: Path | None = None
     rich, said = voice(console)
     console.print()
     console.print(heading(said, rich, report.verdict, report.title), soft_wrap=True)
-    console.print(_table(budget_rows(report), rich, said, wide=console.width >= WIDE))
+    console.print(_table(budget_rows(report), rich, said, width=console.width))
     console.print()
     if artifact is not None:
         console.print(said(f"artifact: {artifact}", "dim"), soft_wrap=True)
@@ -73,20 +74,37 @@ def bare_table(rich: bool) -> Table:
     )
 
 
-def _table(rows: tuple[BudgetRow, ...], rich: bool, said: Said, *, wide: bool) -> Table:
-    """At 80 columns everything is there; on less the two models' own figures are left out."""
+def _table(rows: tuple[BudgetRow, ...], rich: bool, said: Said, *, width: int) -> Table:
+    """At 80 columns everything is there; on less the two models' own figures are left out.
+
+    Titles fold, and figures where there is no other way; a verdict is never cut.
+    """
+    sides = ("reference", "candidate")
+    heads = (*sides, "measured", "limit", "margin")
+    cells = [
+        [
+            said(short(f))
+            for f in (row.reference, row.candidate, row.measured, row.limit, row.margin)
+        ]
+        for row in rows
+    ]
+    needed = [
+        max(len(head), *(cell.cell_len for cell in column))
+        for head, *column in zip(heads, *cells, strict=True)
+    ]
+    verdict = max((len(row.verdict) for row in rows), default=0) + len(heads) + 1
+    first = 0 if width >= WIDE and sum(needed) + verdict + TITLE <= width else len(sides)
+    fits = sum(needed[first:]) + verdict + TITLE <= width
     table = bare_table(rich)
-    sides = ("reference", "candidate") if wide else ()
-    table.add_column("budget", overflow="fold", min_width=13)
-    for name in (*sides, "measured", "limit", "margin"):
-        table.add_column(name, justify="right", overflow="fold", min_width=9 if wide else None)
-    table.add_column("verdict", overflow="fold", min_width=12)
-    for row in rows:
-        models = (row.reference, row.candidate) if wide else ()
-        figures = (*models, row.measured, row.limit, row.margin)
+    table.add_column("budget", overflow="fold")
+    for name in heads[first:]:
+        table.add_column(name, justify="right", overflow="fold", no_wrap=fits)
+    table.add_column("verdict", no_wrap=True)
+    for row, texts in zip(rows, cells, strict=True):
+        nats = ", nats" if row.limit.endswith(" nats") else ""
         table.add_row(
-            said(row.title),
-            *(said(short(figure)) for figure in figures),
+            said(row.title + nats),
+            *texts[first:],
             said(row.verdict, STYLES[row.verdict]),
         )
     return table
@@ -94,7 +112,7 @@ def _table(rows: tuple[BudgetRow, ...], rich: bool, said: Said, *, wide: bool) -
 
 def short(figure: str) -> str:
     """A figure that leaves room for others beside it."""
-    return figure.replace(" points", " pt").replace(" point", " pt")
+    return figure.replace(" points", " pt").replace(" point", " pt").removesuffix(" nats")
 
 
 def _ascii(text: str) -> str:

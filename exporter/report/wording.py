@@ -223,6 +223,11 @@ def _tightness(judgement: Mapping[str, Any]) -> float:
     return -math.inf if used is None else used
 
 
+def article(name: str) -> str:
+    """The indefinite article that goes before a name."""
+    return "an" if name[:1].lower() in tuple("aeiou") else "a"
+
+
 def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 

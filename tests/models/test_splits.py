@@ -129,6 +129,18 @@ def test_equal_texts_with_other_labels_never_cross(tmp_path: Path) -> None:
     assert len(texts) == len(set(texts)) == 300
 
 
+def test_rows_in_no_split_are_counted_by_reason(tmp_path: Path) -> None:
+    assert split(jsonl(tmp_path / "all.jsonl", ROWS)).left_out_text() == ""
+    other = next(row["label"] for row in ROWS if row["label"] != ROWS[0]["label"])
+    empty = [{"text": text, "label": other} for text in ("", "", "")]
+    rows = [*ROWS, *ROWS[:5], {**ROWS[0], "label": other}, *empty]
+    splits = split(jsonl(tmp_path / "rows.jsonl", rows))
+    assert sum(map(len, parts(splits))) == len(ROWS) + 1
+    assert sum(splits.left_out.values()) == 8
+    assert splits.left_out_text().startswith("8 rows left out: 2 empty, ")
+    assert "equal to another that has a different label" in splits.left_out_text()
+
+
 def test_train_and_test_alone_get_development_and_calibration(tmp_path: Path) -> None:
     data = tmp_path / "data"
     jsonl(data / "train.jsonl", ROWS[:240])
@@ -146,7 +158,10 @@ def test_columns_are_found_or_named(tmp_path: Path) -> None:
     message = refused(odd)
     assert "must have a column for text, got a, label" in message
     assert "--column text=NAME" in message
-    assert "no columns" not in refused(odd, columns={"text": "b"})
+    wrong = refused(data, columns={"text": "sentnce"})
+    assert "--column text=sentnce: the data has no column sentnce" in wrong
+    assert "did you mean sentence?" in wrong
+    assert "got a, label; name one" in refused(odd, columns={"text": "zzz"})
     assert "knows only" in refused(odd, columns={"txt": "a"})
 
 
@@ -171,6 +186,8 @@ def test_missing_empty_and_unknown_data(tmp_path: Path) -> None:
     jsonl(tmp_path / "rows.jsonl", [])
     assert "must hold examples" in refused(tmp_path / "rows.jsonl")
     assert "did you mean" in refused(tmp_path / "row.jsonl")
+    (tmp_path / "other.pem").write_text("")
+    assert "did you mean" not in refused(tmp_path / "nothere.csv")
     (tmp_path / "rows.csv").write_text("text,label\n")
     assert "must hold examples" in refused(tmp_path / "rows.csv")
     import datasets

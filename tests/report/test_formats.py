@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from exporter.report.charts import NARROW, WIDE, scatter, strip
+from exporter.report.charts import LETTER, NARROW, WIDE, Frame, scatter, strip
 from exporter.report.document import Report
 from exporter.report.html import to_html
 from exporter.report.json import to_json_text
@@ -19,7 +20,7 @@ from exporter.report.junit import to_junit
 from exporter.report.markdown import to_markdown
 from exporter.report.render import render
 from exporter.report.rows import budget_rows
-from exporter.report.terminal import print_summary
+from exporter.report.terminal import _table, print_summary, voice
 from tests.report import samples
 
 
@@ -239,9 +240,61 @@ def test_narrow_terminals_keep_the_verdict() -> None:
     assert "−0.210×" in text
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_every_budget_fits_into_80_columns_with_its_verdict(terminal: bool) -> None:
+    rows = budget_rows(samples.inconclusive())
+    nats = replace(rows[0], title="KL, p99.9", measured="0.00123 nats", limit="≤ 1.5 nats")
+    wide = replace(rows[0], reference="123,456.78 MiB", margin="−1.2e−05 nats")
+    for table, one_line in (((*rows, nats), True), ((*rows, wide, nats), False)):
+        for width in (80, 50, 34):
+            file = io.StringIO()
+            console = Console(
+                file=file, width=width, force_terminal=terminal, legacy_windows=False,
+                color_system=None,
+            )  # fmt: skip
+            rich, said = voice(console)
+            console.print(_table(table, rich, said, width=width))
+            lines = file.getvalue().splitlines()
+            assert max(map(len, lines)) <= width
+            assert sum("INCONCLUSIVE" in line for line in lines) >= len(table) - len(rows)
+            if width == 80 and one_line and terminal:
+                assert len(lines) == len(table) + 2
+
+
 def test_terminals_are_not_steered_by_names() -> None:
     for terminal in (False, True):
         text = shown(samples.hostile(), terminal=terminal, color_system=None)
         assert "\x1b" not in text
         assert "\x00" not in text
         assert "[bold]" in re.sub(r"\s", "", text)  # shown, not obeyed
+
+
+def test_what_was_chosen_without_a_pass_and_the_divergence_are_said() -> None:
+    report = samples.passing()
+    assert "The fastest that passed was then judged once" in to_html(report)
+    assert "KL 0.0832 nats to the original, before recovery" in to_html(report)
+    beaten = tuple(
+        replace(c, reason="lost" if c.status == "chosen" else "") for c in report.candidates
+    )
+    assert "None passed every budget there" in to_html(replace(report, candidates=beaten))
+
+
+@pytest.mark.parametrize("frame", [WIDE, NARROW], ids=lambda f: f.kind)
+def test_crowded_candidates_keep_their_labels_apart(frame: Frame) -> None:
+    report = samples.passing()
+    chosen = next(c for c in report.candidates if c.status == "chosen")
+    crowd = [
+        replace(chosen, name=f"pruned-{i}-int8", latency_ratio=0.34 + i / 50) for i in range(5)
+    ]
+    drawn = scatter(replace(report, candidates=tuple(crowd)), frame)
+    assert drawn is not None
+    labels = []
+    for dot in drawn.dots:
+        width = LETTER * len(dot.name)
+        gap = dot.radius + 6
+        left = dot.x + gap if dot.label_side == "start" else dot.x - gap - width
+        assert frame.left <= left
+        assert left + width <= frame.right
+        labels.append((left, left + width, dot.label_y))
+    for i, (left, right, y) in enumerate(labels):
+        assert all(abs(y - v) >= 14 or right <= a or b <= left for a, b, v in labels[:i])

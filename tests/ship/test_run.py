@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,23 @@ def test_says_how_to_use_it(family: str, shipped: Ship, run_bare: Run) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("usage: python run.py ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("run_*.py")), ids=lambda p: p.stem)
+def test_a_missing_package_is_named_in_one_line(path: Path) -> None:
+    code = f"import runpy, sys; sys.modules['numpy'] = None; runpy.run_path({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "numpy" in done.stderr
+    assert "; pip install onnxruntime" in done.stderr
+
+
+def test_a_missing_picture_is_named_in_one_line(shipped: Ship, run_bare: Run) -> None:
+    done = run_bare(shipped("mobilenetv2").directory, "none.png")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("none.png is no picture")
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])

@@ -7,9 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
+try:
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+except ImportError as error:
+    sys.exit(f"{error}; pip install onnxruntime numpy tokenizers")
 
 if len(sys.argv) < 2:
     sys.exit('usage: python run.py "a text" ["a text to compare it to" ...]')

@@ -7,8 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
+try:
+    import numpy as np
+    import onnxruntime
+except ImportError as error:
+    sys.exit(f"{error}; pip install onnxruntime numpy")
 
 MODEL = Path(__file__).resolve().parent / "model"
 run = json.loads((MODEL / "run.json").read_text(encoding="utf-8"))
@@ -22,8 +25,11 @@ session = onnxruntime.InferenceSession(
 if len(sys.argv) not in (2, 3):
     wanted = ", ".join(f"{i.name} {i.type}{i.shape}" for i in session.get_inputs())
     sys.exit(f"usage: python run.py inputs.npz [outputs.npz]   inputs.npz holds: {wanted}")
-with np.load(sys.argv[1]) as arrays:
-    feeds = {i.name: arrays[i.name] for i in session.get_inputs()}
+try:
+    with np.load(sys.argv[1]) as arrays:
+        feeds = {i.name: arrays[i.name] for i in session.get_inputs()}
+except (OSError, ValueError, KeyError) as error:
+    sys.exit(f"{sys.argv[1]} does not hold the arrays this model reads: {error}")
 names = [o.name for o in session.get_outputs()]
 answers = dict(zip(names, session.run(names, feeds), strict=True))
 for name, array in answers.items():

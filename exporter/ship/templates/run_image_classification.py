@@ -7,10 +7,13 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
-from PIL import Image
+try:
+    import numpy as np
+    import onnxruntime
+    from numpy.typing import NDArray
+    from PIL import Image
+except ImportError as error:
+    sys.exit(f"{error}; pip install onnxruntime numpy pillow")
 
 if len(sys.argv) < 2:
     sys.exit("usage: python run.py picture.png [another.jpg ...]")
@@ -42,9 +45,11 @@ def pixels(path: str) -> NDArray[np.float32]:
 
 
 for path in sys.argv[1:]:
-    logits = session.run(["logits"], {session.get_inputs()[0].name: pixels(path)})[0][
-        0
-    ]  # (labels,)
+    try:
+        feeds = {session.get_inputs()[0].name: pixels(path)}
+    except OSError as error:
+        sys.exit(f"{path} is no picture that can be read: {error}")
+    logits = session.run(["logits"], feeds)[0][0]  # (labels,)
     shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     best = np.argsort(-shares)[:3]
     print(path, "->", ", ".join(f"{run['labels'][i]} {shares[i]:.1%}" for i in best))

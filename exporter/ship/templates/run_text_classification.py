@@ -7,9 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
+try:
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+except ImportError as error:
+    sys.exit(f"{error}; pip install onnxruntime numpy tokenizers")
 
 MODEL = Path(__file__).resolve().parent / "model"
 run = json.loads((MODEL / "run.json").read_text(encoding="utf-8"))

@@ -7,9 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnxruntime_genai
-from tokenizers import Tokenizer
+try:
+    import numpy as np
+    import onnxruntime_genai
+    from tokenizers import Tokenizer
+except ImportError as error:
+    sys.exit(f"{error}; pip install onnxruntime-genai numpy tokenizers")
 
 if len(sys.argv) not in (2, 3) or not all(count.isdigit() for count in sys.argv[2:]):
     sys.exit('usage: python run.py "the beginning of a text" [how many tokens to add]')
