@@ -3,7 +3,8 @@
 A stage is keyed by everything that decides its result: its name, the content of its
 inputs, its options, the source of this package and the versions of the libraries that
 compute it. Its result is a directory. It is written beside, synced and renamed, so an
-entry either is whole or is not there.
+entry either is whole or is not there. A stage that is redone makes a further entry, `<key>.2`;
+the one before stays for as long as a run that got it goes on.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import platformdirs
 
@@ -114,12 +116,14 @@ class Cache:
     Attributes:
         root: where entries lie.
         fresh: redo every stage once in this run, replacing what is there.
-        redone: keys that a fresh run has redone already.
+        settled: keys that this run got already, which it does not redo.
+        held: entries that this run got, each with the lock that keeps it there.
     """
 
     root: Path
     fresh: bool = False
-    redone: set[str] = field(default_factory=set, repr=False)
+    settled: set[str] = field(default_factory=set, repr=False)
+    held: dict[Path, IO[str]] = field(default_factory=dict, repr=False)
 
     def get_or_make(
         self,
@@ -127,6 +131,8 @@ class Cache:
         rooms: tuple[str, ...],
         inputs: dict[str, Any],
         make: Callable[[Path, Path], None],
+        *,
+        redo_if: Callable[[Path], bool] | None = None,
     ) -> Path:
         """The finished directory of a stage, made now if it is not there.
 
@@ -134,21 +140,26 @@ class Cache:
             make: called as `make(out, scratch)`. `out` is a new empty directory to fill;
                 `scratch` belongs to this key and outlives a crash, so a stage can resume from it.
                 It is removed once the stage is finished.
+            redo_if: tells of an entry of an earlier run whether this run makes it anew.
 
         Raises:
             OutputError: the disk is full or the cache is not writable.
         """
         key = stage_key(stage, rooms, inputs)
-        entry = self.root / stage / key
-        scratch = self.root / stage / f"{key}.scratch"
-        out = self.root / stage / f"{key}.new"
+        folder = self.root / stage
+        scratch, out = folder / f"{key}.scratch", folder / f"{key}.new"
         try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.root / stage / f"{key}.lock"):
-                redo = self.fresh and key not in self.redone
-                if entry.is_dir() and not redo:
-                    os.utime(entry)
-                    return entry
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder / f"{key}.lock"):
+                entries = _entries(folder, key)
+                found = entries[max(entries)] if entries else None
+                redo = key not in self.settled and (
+                    self.fresh or (found and redo_if and redo_if(found))
+                )
+                if found and not redo:
+                    self.settled.add(key)
+                    os.utime(found)
+                    return self._hold(found)
                 if redo:
                     shutil.rmtree(scratch, ignore_errors=True)
                 shutil.rmtree(out, ignore_errors=True)
@@ -156,20 +167,68 @@ class Cache:
                 scratch.mkdir(exist_ok=True)
                 make(out, scratch)
                 sync_directory(out)
-                shutil.rmtree(entry, ignore_errors=True)
+                entry = folder / (f"{key}.{max(entries) + 1}" if entries else key)
                 out.rename(entry)
-                sync_file(entry.parent)
+                sync_file(folder)
                 shutil.rmtree(scratch, ignore_errors=True)
-                self.redone.add(key)
-                return entry
+                self.settled.add(key)
+                for older in entries.values():
+                    _drop(older)
+                return self._hold(entry)
         except OSError as error:
             shutil.rmtree(out, ignore_errors=True)
             raise explained_os_error(error, self.root, remedy="or set EXPORTER_CACHE.") from error
 
     def find(self, stage: str, key: str) -> Path | None:
-        """The finished entry of a known key, or None."""
-        entry = self.root / stage / key
-        return entry if entry.is_dir() else None
+        """The finished entry of a known key, or what a later run made in its place, or None."""
+        folder = self.root / stage
+        later = _entries(folder, key.partition(".")[0])
+        for entry in (folder / key, *(later[number] for number in sorted(later, reverse=True))):
+            if not entry.is_dir():
+                continue
+            try:
+                self._hold(entry)
+            except OSError:
+                return entry  # in a cache that is not writable, which nothing is removed from
+            if entry.is_dir():
+                return entry
+        return None
+
+    def _hold(self, entry: Path) -> Path:
+        """Keep an entry where it is for as long as this run goes on."""
+        if entry not in self.held:
+            file = _use_lock(entry).open("w")
+            fcntl.flock(file, fcntl.LOCK_SH)
+            self.held[entry] = file
+        return entry
+
+
+def _entries(folder: Path, key: str) -> dict[int, Path]:
+    """What was made under a key, by how many times: `key`, `key.2`, `key.3` ..."""
+    if not folder.is_dir():
+        return {}
+    name = re.compile(re.escape(key) + r"(?:\.(\d+))?")
+    return {
+        int(match[1] or 1): path
+        for path in folder.iterdir()
+        if (match := name.fullmatch(path.name)) and path.is_dir()
+    }
+
+
+def _drop(entry: Path) -> None:
+    """Remove an entry unless a run holds it; the next redo will try again."""
+    lock = _use_lock(entry)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        shutil.rmtree(entry, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+
+
+def _use_lock(entry: Path) -> Path:
+    return entry.with_name(f"{entry.name}.use.lock")
 
 
 def explained_os_error(error: OSError, place: Path, *, remedy: str) -> Exception:

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 from exporter.cache import Cache
 from exporter.devices.local import host_description
 from exporter.graph.model import OnnxModel
+from exporter.judge.gate import judge_cost
 from exporter.judge.measure import Measurements, measure
+from exporter.judge.verdict import INCONCLUSIVE, overall
 from exporter.models.columns import SLICES
 from exporter.models.examples import (
     Examples,
@@ -208,7 +210,8 @@ def measured(
 
     Args:
         rounds: of the timing, at least.
-        decide: go on until the target's latency budgets are decided or its time is over.
+        decide: go on until the target's latency budgets are decided or its time is over. What
+            an earlier run left undecided is measured anew: the machine may be quieter now.
     """
     target = context.target
 
@@ -226,6 +229,12 @@ def measured(
         )
         write_facts(out, "measurements.json", result.to_json())
 
+    def undecided(entry: Path) -> bool:
+        found = Measurements.from_json(read_facts(entry, "measurements.json"))
+        costs = judge_cost(found, target, context.task.name)
+        latency = [j for j in costs if j.metric.startswith("latency")]
+        return bool(latency) and overall(latency) is INCONCLUSIVE
+
     entry = run_stage(
         context,
         None,
@@ -242,6 +251,7 @@ def measured(
             "cpu": host_description()["cpu"],
         },
         make,
+        redo_if=undecided if decide else None,
     )
     return Measurements.from_json(read_facts(entry, "measurements.json"))
 
@@ -265,6 +275,8 @@ def run_stage(
     rooms: tuple[str, ...],
     inputs: dict[str, Any],
     make: Callable[[Path, Path], None],
+    *,
+    redo_if: Callable[[Path], bool] | None = None,
 ) -> Path:
     """Run one stage; with a `label` it gets a bar here, without one it shows its own."""
 
@@ -275,7 +287,7 @@ def run_stage(
         with context.progress.stage(label):
             make(out, scratch)
 
-    return context.cache.get_or_make(name, rooms, inputs, shown)
+    return context.cache.get_or_make(name, rooms, inputs, shown, redo_if=redo_if)
 
 
 def _hash_of(split: Split[Any]) -> str:

@@ -118,7 +118,7 @@ def test_a_second_candidate_of_the_same_model_says_so(
         return exporter.export(
             model,
             data=data,
-            target=chain.quick_target(recipe=recipe),
+            target=chain.quick_target(recipe=recipe, accuracy_drop_points=60, latency_ratio=0.01),
             out=tmp_path / name,
             cache=tmp_path / "cache",
             **options,

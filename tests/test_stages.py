@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 
 from exporter import building, stages
+from exporter.cache import Cache
+from exporter.devices.local import Memory
 from exporter.graph.model import OnnxModel
+from exporter.judge.measure import Measurements
+from exporter.judge.size import Size
 from exporter.models.examples import Calibration, Examples
+from exporter.progress import Silent
 from exporter.recipe import Candidate
 from exporter.stages import Built, Prepared
-from exporter.target import load_target
+from exporter.target import Workload, load_target
 
 
 class Keyed(Exception):
@@ -26,7 +31,7 @@ class Keyed(Exception):
 def keyed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], list[Any]]:
     """The feeds in the key of a stage, for three different feeds and the first again."""
 
-    def stop(*arguments: Any) -> None:
+    def stop(*arguments: Any, **_: Any) -> None:
         raise Keyed(arguments[4])
 
     monkeypatch.setattr(stages, "run_stage", stop)
@@ -46,6 +51,56 @@ def keyed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], lis
 
 def _context() -> Any:
     return SimpleNamespace(target=load_target("mobile"))
+
+
+def _timed(ratios: tuple[float, float]) -> Measurements:
+    """Every other round at each ratio."""
+    return Measurements(
+        {"cpu": "cpu", "isa": "none", "features": []},
+        Workload(),
+        1,
+        {"reference": {"run": [10.0] * 20}, "candidate": {"run": [10.0 * r for r in ratios] * 10}},
+        Size(400, 300),
+        Size(100, 90),
+        Memory(300.0, 50.0),
+        (Memory(200.0, 50.0),),
+        looks=(20,),
+    )
+
+
+def test_a_latency_that_was_left_undecided_is_measured_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine may be quieter now; what is decided stays, and so does the choice's timing."""
+    undecided, decided = _timed((0.3, 0.9)), _timed((0.3, 0.31))
+    coming = [undecided, undecided, undecided, decided]
+    monkeypatch.setattr(stages, "measure", lambda *_, **__: coming.pop(0))
+    built = _built(tmp_path)
+
+    def run(*decide: bool) -> list[list[float]]:
+        context: Any = SimpleNamespace(
+            target=load_target("mobile"),
+            recipe=SimpleNamespace(seed=0),
+            task=SimpleNamespace(name="text-classification"),
+            cache=Cache(tmp_path / "cache"),
+            progress=Silent(),
+        )
+        feeds = {"ids": np.arange(4)}
+        return [
+            stages.measured(context, built, built, feeds, 3, decide=final).times_ms["candidate"][
+                "run"
+            ][:2]
+            for final in decide
+        ]
+
+    assert run(False) == run(False) == [[3.0, 9.0]]
+    assert len(coming) == 3
+    assert run(True, True) == [[3.0, 9.0]] * 2
+    assert len(coming) == 2  # one run measures once
+    assert run(True, True) == [[3.0, 9.0]] * 2
+    assert len(coming) == 1
+    assert run(True) == run(True) == [[3.0, 3.1]]
+    assert not coming
 
 
 def _built(tmp_path: Path) -> Built:

@@ -50,6 +50,37 @@ def test_a_library_version_is_part_of_the_key(
     assert cache.get_or_make("s", (), {}, _count) != first
 
 
+def test_fresh_takes_nothing_from_a_run_beside_it(tmp_path: Path) -> None:
+    beside, fresh = Cache(tmp_path), Cache(tmp_path, fresh=True)
+    got = beside.get_or_make("s", (), {}, _count)
+    made = fresh.get_or_make("s", (), {}, _count)
+    assert made != got
+    assert (got / "result").read_text() == "made"
+    assert beside.find("s", got.name) == got
+    # whoever comes later gets the fresh one
+    assert Cache(tmp_path).get_or_make("s", (), {}, _count) == made
+    assert (tmp_path / "runs").read_text() == "2"
+
+
+def test_what_was_redone_goes_when_no_run_uses_it(tmp_path: Path) -> None:
+    first = Cache(tmp_path).get_or_make("s", (), {}, _count)
+    made = Cache(tmp_path, fresh=True).get_or_make("s", (), {}, _count)
+    assert not first.exists()
+    assert Cache(tmp_path).find("s", first.name) == made  # in the place of the first
+    assert Cache(tmp_path).find("s", made.name) == made
+    assert [p for p in tmp_path.glob("s/*") if p.is_dir()] == [made]
+
+
+def test_an_entry_that_is_to_be_redone_is_redone_once_a_run(tmp_path: Path) -> None:
+    def run(redo: bool) -> str:
+        cache = Cache(tmp_path)
+        for _ in range(2):
+            cache.get_or_make("s", (), {}, _count, redo_if=lambda entry: redo)
+        return (tmp_path / "runs").read_text()
+
+    assert [run(True), run(False), run(True), run(True)] == ["1", "1", "2", "3"]
+
+
 @pytest.mark.parametrize("edited", ["models/text.py", "target.py", "stages.py"])
 def test_edited_code_misses(tmp_path: Path, edited: str) -> None:
     """Of the room, of a noun, and of the stage that hands the room its arguments."""
