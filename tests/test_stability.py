@@ -49,10 +49,12 @@ def test_other_seeds_train_and_calibrate_anew_and_the_first_ships(
 ) -> None:
     one = run(material, "one", {"quantization": "static-int8", **TRAINED})
     assert one.report.stability is None
+    assert "--seeds" not in one.report.command
     made = len(list((material["cache"] / "fine-tuned").glob("*/checkpoint")))
     three = run(material, "three", {"quantization": "static-int8", **TRAINED}, seeds=3)
     again = len(list((material["cache"] / "fine-tuned").glob("*/checkpoint")))
     assert again - made == 2  # two students more, and no other reference
+    assert "--seed 0 --seeds 3 --out" in three.report.command
     stability = three.report.stability
     assert stability is not None
     assert stability["varies"]
