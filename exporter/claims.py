@@ -10,16 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from exporter.artifact import MANIFEST, Artifact, strict_json
+from exporter.artifact import MANIFEST, Artifact
 from exporter.describing import observed, phases_of, slice_rows
 from exporter.errors import ArtifactError, InputError
+from exporter.evidence import IMPOSSIBLE, read_bytes, read_json, read_measurements, read_scores
 from exporter.graph.model import OnnxModel
 from exporter.judge.conditions import remarks
 from exporter.judge.gate import judge, not_judged
 from exporter.judge.measure import Measurements
 from exporter.judge.verdict import Judgement, overall
 from exporter.mismatches import Mismatch, differences
-from exporter.models.scores import EVIDENCE_ARRAYS, Scores, load_scores
+from exporter.models.scores import Scores
 from exporter.readings import readings_note
 from exporter.report.document import Report
 from exporter.report.render import render
@@ -30,8 +31,6 @@ from exporter.target import Target
 from exporter.toml import validated
 
 REPORT = "report.json"
-# What hostile numbers raise on their way through statistics and templates.
-_IMPOSSIBLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -49,29 +48,23 @@ def check_claims(artifact: Artifact) -> tuple[tuple[Judgement, ...], list[Mismat
     """The judgements that the evidence gives, and every claim that does not follow from it."""
     try:
         evidence = _evidence(artifact)
-    except (InputError, *_IMPOSSIBLE) as error:
+    except (InputError, *IMPOSSIBLE) as error:
         return (), [_unreadable(artifact, error, EVIDENCE)]
     found = _manifest_claims(artifact, evidence)
     try:
-        raw = _json(artifact, REPORT)
+        raw = read_json(artifact, REPORT)
         report = Report.from_json(raw)
         found += differences(REPORT, raw, report.to_json())
         found += _report_claims(artifact, report, evidence)
         found += _pages(artifact, report)
-    except (InputError, *_IMPOSSIBLE) as error:
+    except (InputError, *IMPOSSIBLE) as error:
         found.append(_unreadable(artifact, error, REPORT))
     return evidence.judgements, found
 
 
 def _evidence(artifact: Artifact) -> _Evidence:
-    directory = artifact.directory / EVIDENCE
-    reference, candidate = load_scores(directory, "reference"), load_scores(directory, "candidate")
-    for name, scores in (("reference", reference), ("candidate", candidate)):
-        if set(scores.arrays) - set(EVIDENCE_ARRAYS):
-            raise ArtifactError(
-                f"{EVIDENCE}/{name}.npz", "is no evidence", remedy="do not trust the artifact."
-            )
-    measurements = Measurements.from_json(_json(artifact, f"{EVIDENCE}/{MEASUREMENTS}"))
+    reference, candidate = (read_scores(artifact, name) for name in ("reference", "candidate"))
+    measurements = read_measurements(artifact)
     target = validated(Target, dict(artifact.manifest["target"]), place=f"{MANIFEST}: target")
     judgements = judge(reference, candidate, measurements, target)
     return _Evidence(target, reference, candidate, measurements, judgements)
@@ -94,8 +87,8 @@ def _manifest_claims(artifact: Artifact, evidence: _Evidence) -> list[Mismatch]:
             evidence.measurements.candidate_size.disk_bytes,
             sum(path.stat().st_size for path in weights),
         )
-        listed = sbom_hashes((artifact.directory / SBOM).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        listed = sbom_hashes(read_bytes(artifact, SBOM).decode("utf-8"))
+    except (OSError, ValueError, ArtifactError) as error:
         return [*found, Mismatch(SBOM, f"must be a bill of what ships: {error}")]
     hashes = {
         f"file:{name}": entry.get("sha256")
@@ -171,9 +164,9 @@ def _pages(artifact: Artifact, report: Report) -> list[Mismatch]:
         if name == REPORT:
             continue
         try:
-            written = (artifact.directory / name).read_bytes()
-        except OSError as error:
-            found.append(Mismatch(name, f"cannot be read: {error.strerror}"))
+            written = read_bytes(artifact, name)
+        except ArtifactError as error:
+            found.append(_unreadable(artifact, error, name))
             continue
         if written != text.encode():
             found.append(
@@ -199,15 +192,6 @@ def _by_metric(report: Report) -> dict[str, Any]:
     ready["metrics"] = [judgement.get("metric") for judgement in judgements]
     ready["judgements"] = {str(judgement.get("metric")): judgement for judgement in judgements}
     return ready
-
-
-def _json(artifact: Artifact, name: str) -> Any:
-    try:
-        return strict_json((artifact.directory / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(
-            name, "must be valid JSON", got=str(error), remedy="export again."
-        ) from error
 
 
 def _unreadable(artifact: Artifact, error: Exception, what: str) -> Mismatch:

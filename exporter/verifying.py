@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifact import MANIFEST, SIGNATURE, Artifact, prove_file, read_artifact
+from exporter.artifact import (
+    MANIFEST,
+    MODEL,
+    SIGNATURE,
+    Artifact,
+    prove_file,
+    read_artifact,
+    unnamed_files,
+)
 from exporter.claims import check_claims
 from exporter.errors import EXIT_FAIL, EXIT_PASS, InputError
 from exporter.judge.verdict import Judgement, Verdict, overall
@@ -125,11 +133,9 @@ def _files(artifact: Artifact) -> tuple[int, list[Mismatch]]:
             continue
         size_bytes += size
         mismatches += differences(f"{MANIFEST}: {name}.size_bytes", entry.get("size_bytes"), size)
-    known = {*artifact.manifest["files"], MANIFEST, SIGNATURE}
-    for path in sorted(artifact.directory.rglob("*")):
-        name = path.relative_to(artifact.directory).as_posix()
-        if name not in known and (path.is_symlink() or not path.is_dir()):
-            mismatches.append(Mismatch(name, "is not named in the manifest"))
+    if MODEL not in artifact.manifest["files"]:
+        mismatches.append(Mismatch(MANIFEST, f"must name {MODEL}"))
+    mismatches += [Mismatch(n, "is not named in the manifest") for n in unnamed_files(artifact)]
     return size_bytes, mismatches
 
 
