@@ -19,6 +19,7 @@ from exporter.judge.latency import rounds_for
 from exporter.judge.measure import Measurements, measure
 from exporter.judge.paired import common_examples, judge_quality_regression
 from exporter.judge.regression import judge_cost_measured, judge_cost_regression
+from exporter.judge.sequential import OPENINGS
 from exporter.models.scores import Scores
 from exporter.models.tasks import get_task
 from exporter.progress import Progress, Silent
@@ -172,6 +173,7 @@ def _measured(old: _Side, new: _Side, progress: Progress) -> Measurements:
         target.workload,
         threads=target.threads,
         rounds=rounds_for(target, host_description()),
+        openings=OPENINGS,
         progress=progress,
     )
 
@@ -189,18 +191,28 @@ def _apart(old: _Side, new: _Side) -> list[str]:
 
 
 def _origins(old: _Side, new: _Side) -> list[str]:
-    """Why their references are not one model; empty when they are."""
-    for path in (("stages", "reference"), ("source", "sha256")):
-        if old.fact(*path) is not None and old.fact(*path) == new.fact(*path):
-            return []
-    return ["they were made from different originals"]
+    """Why the float32 files that they were timed against are not the same; empty when they are."""
+    if not _one_source(old, new):
+        return ["they were made from different originals"]
+    a, b = old.fact("reference", "sha256"), new.fact("reference", "sha256")
+    if a is None or b is None:
+        return ["it is not recorded that they were timed against the same float32 file"]
+    return [] if a == b else ["they were timed against different float32 files of one original"]
+
+
+def _one_source(old: _Side, new: _Side) -> bool:
+    """True when both were made from one original, however it was exported."""
+    return any(
+        old.fact(*path) is not None and old.fact(*path) == new.fact(*path)
+        for path in (("reference", "sha256"), ("stages", "reference"), ("source", "sha256"))
+    )
 
 
 def _one_original(old: _Side, new: _Side) -> bool:
     """True when both cosines are to the same model, which recovery may have trained on."""
     a, b = old.fact("stages", "quality_reference"), new.fact("stages", "quality_reference")
     plain = [s.fact("stages", "reference") == q for s, q in ((old, a), (new, b))]
-    return a == b or (all(plain) and not _origins(old, new))
+    return a == b or (all(plain) and _one_source(old, new))
 
 
 def _notes(old: _Side, new: _Side, count: int) -> Iterator[str]:
