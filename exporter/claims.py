@@ -26,7 +26,7 @@ from exporter.report.document import Report
 from exporter.report.render import render
 from exporter.report.wording import explain, repeated
 from exporter.ship.bundle import EVIDENCE, MEASUREMENTS
-from exporter.ship.sbom import SBOM, sbom_hashes
+from exporter.ship.sbom import SBOM, sbom_hashes, sbom_libraries
 from exporter.target import Target
 from exporter.toml import validated
 
@@ -87,7 +87,8 @@ def _manifest_claims(artifact: Artifact, evidence: _Evidence) -> list[Mismatch]:
             evidence.measurements.candidate_size.disk_bytes,
             sum(path.stat().st_size for path in weights),
         )
-        listed = sbom_hashes(read_bytes(artifact, SBOM).decode("utf-8"))
+        bill = read_bytes(artifact, SBOM).decode("utf-8")
+        listed, libraries = sbom_hashes(bill), sbom_libraries(bill)
     except (OSError, ValueError, ArtifactError) as error:
         return [*found, Mismatch(SBOM, f"must be a bill of what ships: {error}")]
     hashes = {
@@ -97,7 +98,36 @@ def _manifest_claims(artifact: Artifact, evidence: _Evidence) -> list[Mismatch]:
     }
     for name, facts in (("source-model", source), ("data", data)):
         hashes[name] = facts.get("sha256") if isinstance(facts, dict) else None
-    return found + differences(SBOM, listed, hashes)
+    found += differences(SBOM, listed, hashes)
+    versions = manifest.get("versions")
+    named = versions if isinstance(versions, dict) else {}
+    used = {name: version for name, version in named.items() if version != "absent"}
+    billed = {name: libraries.get(name) for name in used}
+    found += differences(f"{SBOM}: libraries", billed, used)
+    return found + _untold(artifact) + _measured_otherwise(evidence)
+
+
+def _untold(artifact: Artifact) -> list[Mismatch]:
+    """What the manifest must say so that the run can be repeated."""
+    kinds = {"stages": dict, "versions": dict, "seed": int}
+    return [
+        Mismatch(MANIFEST, f"must say {name}")
+        for name, kind in kinds.items()
+        if not isinstance(value := artifact.manifest.get(name), kind) or value == {}
+    ]
+
+
+def _measured_otherwise(evidence: _Evidence) -> list[Mismatch]:
+    """Threads and shapes that are not the target's; a model's context may cut a prompt."""
+    place, ran = f"{EVIDENCE}/{MEASUREMENTS}", evidence.measurements
+    asked = evidence.target.workload
+    found = differences(f"{place}: threads", ran.threads, evidence.target.threads)
+    for name in ("batch", "sequence_length", "prompt_length", "decode_tokens"):
+        timed, wanted = getattr(ran.workload, name), getattr(asked, name)
+        cut = name in ("prompt_length", "decode_tokens") and timed < wanted
+        if not cut:
+            found += differences(f"{place}: workload.{name}", timed, wanted)
+    return found
 
 
 def _report_claims(artifact: Artifact, report: Report, evidence: _Evidence) -> list[Mismatch]:
