@@ -17,6 +17,7 @@ from exporter.errors import ArtifactError, OutputError
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"  # beside the manifest, over its bytes
+MODEL = "model/model.onnx"
 SCHEMA = 1
 MAX_MANIFEST_BYTES = 16 << 20
 
@@ -55,15 +56,37 @@ def write_manifest(directory: Path, content: dict[str, Any]) -> None:
 
 
 def load_artifact(directory: Path | str) -> Artifact:
-    """Read an artifact and prove that every file is what the manifest says.
+    """Read an artifact and prove that every file is what the manifest says, and none is more.
 
     Raises:
-        ArtifactError: no manifest, a malformed one, a missing, changed or escaping file.
+        ArtifactError: no manifest, a malformed one, a missing, changed, escaping or unnamed file.
     """
     artifact = read_artifact(directory)
+    if MODEL not in artifact.manifest["files"]:
+        raise ArtifactError(
+            f"{directory}/{MANIFEST}", f"must name {MODEL}", remedy="export it again."
+        )
     for name in artifact.manifest["files"]:
         prove_file(artifact, name)
+    for name in unnamed_files(artifact):
+        raise ArtifactError(
+            f"{directory}/{name}",
+            "is not named in the manifest",
+            remedy="remove it, or do not trust the artifact.",
+        )
     return artifact
+
+
+def unnamed_files(artifact: Artifact) -> list[str]:
+    """Whatever lies in the artifact's directory and that its manifest does not name."""
+    found = []
+    for path in sorted(artifact.directory.rglob("*")):
+        name = path.relative_to(artifact.directory).as_posix()
+        own = name in (MANIFEST, SIGNATURE) and path.is_file() and not path.is_symlink()
+        folder = path.is_dir() and not path.is_symlink() and name != SIGNATURE
+        if not (own or folder or name in artifact.manifest["files"]):
+            found.append(name)
+    return found
 
 
 def read_artifact(directory: Path | str) -> Artifact:
@@ -75,6 +98,10 @@ def read_artifact(directory: Path | str) -> Artifact:
     root = Path(directory)
     place = str(directory)
     path = root / MANIFEST
+    if path.is_symlink():
+        raise ArtifactError(
+            f"{place}/{MANIFEST}", "must lie inside the artifact", remedy="do not trust it."
+        )
     if not path.is_file():
         raise ArtifactError(
             place,

@@ -10,28 +10,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from exporter.artifact import MANIFEST, Artifact, strict_json
+from exporter.artifact import MANIFEST, Artifact
 from exporter.describing import observed, phases_of, slice_rows
 from exporter.errors import ArtifactError, InputError
+from exporter.evidence import IMPOSSIBLE, read_bytes, read_json, read_measurements, read_scores
 from exporter.graph.model import OnnxModel
 from exporter.judge.conditions import remarks
 from exporter.judge.gate import cautions, judge, not_judged
 from exporter.judge.measure import Measurements
 from exporter.judge.verdict import Judgement, overall
 from exporter.mismatches import Mismatch, differences
-from exporter.models.scores import EVIDENCE_ARRAYS, Scores, load_scores
+from exporter.models.scores import Scores
 from exporter.readings import readings_note
 from exporter.report.document import Report
 from exporter.report.render import render
 from exporter.report.wording import explain, repeated
 from exporter.ship.bundle import EVIDENCE, MEASUREMENTS
-from exporter.ship.sbom import SBOM, sbom_hashes
+from exporter.ship.sbom import SBOM, sbom_hashes, sbom_libraries
 from exporter.target import Target
 from exporter.toml import validated
 
 REPORT = "report.json"
-# What hostile numbers raise on their way through statistics and templates.
-_IMPOSSIBLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -49,29 +48,23 @@ def check_claims(artifact: Artifact) -> tuple[tuple[Judgement, ...], list[Mismat
     """The judgements that the evidence gives, and every claim that does not follow from it."""
     try:
         evidence = _evidence(artifact)
-    except (InputError, *_IMPOSSIBLE) as error:
+    except (InputError, *IMPOSSIBLE) as error:
         return (), [_unreadable(artifact, error, EVIDENCE)]
     found = _manifest_claims(artifact, evidence)
     try:
-        raw = _json(artifact, REPORT)
+        raw = read_json(artifact, REPORT)
         report = Report.from_json(raw)
         found += differences(REPORT, raw, report.to_json())
         found += _report_claims(artifact, report, evidence)
         found += _pages(artifact, report)
-    except (InputError, *_IMPOSSIBLE) as error:
+    except (InputError, *IMPOSSIBLE) as error:
         found.append(_unreadable(artifact, error, REPORT))
     return evidence.judgements, found
 
 
 def _evidence(artifact: Artifact) -> _Evidence:
-    directory = artifact.directory / EVIDENCE
-    reference, candidate = load_scores(directory, "reference"), load_scores(directory, "candidate")
-    for name, scores in (("reference", reference), ("candidate", candidate)):
-        if set(scores.arrays) - set(EVIDENCE_ARRAYS):
-            raise ArtifactError(
-                f"{EVIDENCE}/{name}.npz", "is no evidence", remedy="do not trust the artifact."
-            )
-    measurements = Measurements.from_json(_json(artifact, f"{EVIDENCE}/{MEASUREMENTS}"))
+    reference, candidate = (read_scores(artifact, name) for name in ("reference", "candidate"))
+    measurements = read_measurements(artifact)
     target = validated(Target, dict(artifact.manifest["target"]), place=f"{MANIFEST}: target")
     judgements = judge(reference, candidate, measurements, target)
     return _Evidence(target, reference, candidate, measurements, judgements)
@@ -94,8 +87,9 @@ def _manifest_claims(artifact: Artifact, evidence: _Evidence) -> list[Mismatch]:
             evidence.measurements.candidate_size.disk_bytes,
             sum(path.stat().st_size for path in weights),
         )
-        listed = sbom_hashes((artifact.directory / SBOM).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        bill = read_bytes(artifact, SBOM).decode("utf-8")
+        listed, libraries = sbom_hashes(bill), sbom_libraries(bill)
+    except (OSError, ValueError, ArtifactError) as error:
         return [*found, Mismatch(SBOM, f"must be a bill of what ships: {error}")]
     hashes = {
         f"file:{name}": entry.get("sha256")
@@ -104,7 +98,36 @@ def _manifest_claims(artifact: Artifact, evidence: _Evidence) -> list[Mismatch]:
     }
     for name, facts in (("source-model", source), ("data", data)):
         hashes[name] = facts.get("sha256") if isinstance(facts, dict) else None
-    return found + differences(SBOM, listed, hashes)
+    found += differences(SBOM, listed, hashes)
+    versions = manifest.get("versions")
+    named = versions if isinstance(versions, dict) else {}
+    used = {name: version for name, version in named.items() if version != "absent"}
+    billed = {name: libraries.get(name) for name in used}
+    found += differences(f"{SBOM}: libraries", billed, used)
+    return found + _untold(artifact) + _measured_otherwise(evidence)
+
+
+def _untold(artifact: Artifact) -> list[Mismatch]:
+    """What the manifest must say so that the run can be repeated."""
+    kinds = {"stages": dict, "versions": dict, "seed": int}
+    return [
+        Mismatch(MANIFEST, f"must say {name}")
+        for name, kind in kinds.items()
+        if not isinstance(value := artifact.manifest.get(name), kind) or value == {}
+    ]
+
+
+def _measured_otherwise(evidence: _Evidence) -> list[Mismatch]:
+    """Threads and shapes that are not the target's; a model's context may cut a prompt."""
+    place, ran = f"{EVIDENCE}/{MEASUREMENTS}", evidence.measurements
+    asked = evidence.target.workload
+    found = differences(f"{place}: threads", ran.threads, evidence.target.threads)
+    for name in ("batch", "sequence_length", "prompt_length", "decode_tokens"):
+        timed, wanted = getattr(ran.workload, name), getattr(asked, name)
+        cut = name in ("prompt_length", "decode_tokens") and timed < wanted
+        if not cut:
+            found += differences(f"{place}: workload.{name}", timed, wanted)
+    return found
 
 
 def _report_claims(artifact: Artifact, report: Report, evidence: _Evidence) -> list[Mismatch]:
@@ -172,9 +195,9 @@ def _pages(artifact: Artifact, report: Report) -> list[Mismatch]:
         if name == REPORT:
             continue
         try:
-            written = (artifact.directory / name).read_bytes()
-        except OSError as error:
-            found.append(Mismatch(name, f"cannot be read: {error.strerror}"))
+            written = read_bytes(artifact, name)
+        except ArtifactError as error:
+            found.append(_unreadable(artifact, error, name))
             continue
         if written != text.encode():
             found.append(
@@ -200,15 +223,6 @@ def _by_metric(report: Report) -> dict[str, Any]:
     ready["metrics"] = [judgement.get("metric") for judgement in judgements]
     ready["judgements"] = {str(judgement.get("metric")): judgement for judgement in judgements}
     return ready
-
-
-def _json(artifact: Artifact, name: str) -> Any:
-    try:
-        return strict_json((artifact.directory / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(
-            name, "must be valid JSON", got=str(error), remedy="export again."
-        ) from error
 
 
 def _unreadable(artifact: Artifact, error: Exception, what: str) -> Mismatch:

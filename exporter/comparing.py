@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,13 +13,14 @@ from exporter.artifact import MANIFEST, Artifact, load_artifact
 from exporter.cache import sha256_file
 from exporter.devices.local import host_description
 from exporter.errors import ArtifactError, InputError
+from exporter.evidence import model_config, read_measurements, read_scores, refusing
 from exporter.graph.model import OnnxModel
 from exporter.judge.latency import rounds_for
 from exporter.judge.measure import Measurements, measure
 from exporter.judge.paired import common_examples, judge_quality_regression
 from exporter.judge.regression import judge_cost_measured, judge_cost_regression
-from exporter.judge.verdict import Judgement
-from exporter.models.scores import Scores, load_scores
+from exporter.judge.sequential import OPENINGS
+from exporter.models.scores import Scores
 from exporter.models.tasks import get_task
 from exporter.progress import Progress, Silent
 from exporter.report.comparison import Change, Compared, Comparison
@@ -98,27 +98,41 @@ def compare(
         )
     same = before.model_hashes == after.model_hashes and before.runtime == after.runtime
     origins = _origins(before, after)
-    judgements = [
-        *judge_quality_regression(
+    place = f"{old} and {new}"
+    with refusing(place):
+        judgements = judge_quality_regression(
             before.scores,
             after.scores,
             after.target,
             same=same,
             same_reference=_one_original(before, after),
-        ),
-        *_costs(before, after, tolerance, same, origins, measure, progress or Silent()),
-    ]
-    both = common_examples(before.scores, after.scores)
-    return Comparison(
-        _compared(before),
-        _compared(after),
-        tuple(judgements),
-        tuple(_changes(before, after)),
-        tolerance,
-        after.target.evidence.confidence,
-        len(both.new),
-        tuple(_notes(before, after, len(both.new))),
-    )
+        )
+    if measure and not same:
+        timed = _measured(before, after, progress or Silent())
+        judgements += judge_cost_measured(timed, tolerance, after.target.evidence)
+    else:
+        with refusing(place):
+            judgements += judge_cost_regression(
+                before.measurements,
+                after.measurements,
+                tolerance,
+                after.target.evidence,
+                same=same,
+                apart=_apart(before, after),
+                origins=origins,
+            )
+    with refusing(place):
+        both = common_examples(before.scores, after.scores)
+        return Comparison(
+            _compared(before),
+            _compared(after),
+            tuple(judgements),
+            tuple(_changes(before, after)),
+            tolerance,
+            after.target.evidence.confidence,
+            len(both.new),
+            tuple(_notes(before, after, len(both.new))),
+        )
 
 
 def _side(directory: Path | str) -> _Side:
@@ -129,36 +143,12 @@ def _side(directory: Path | str) -> _Side:
         if name not in artifact.manifest["files"]:
             raise ArtifactError(place, f"must name {name}", remedy="export it again.")
     target = validated(Target, artifact.manifest.get("target") or {}, place=f"{place}: target")
-    scores = load_scores(artifact.directory / EVIDENCE, "candidate")
+    scores = read_scores(artifact, "candidate")
     if not len(scores):
         raise ArtifactError(
             f"{directory}/{CANDIDATE_SCORES}", "must score an example", remedy="export it again."
         )
-    data = json.loads((artifact.directory / measurements).read_text(encoding="utf-8"))
-    return _Side(artifact, target, scores, Measurements.from_json(data))
-
-
-def _costs(
-    old: _Side,
-    new: _Side,
-    tolerance: float,
-    same: bool,
-    origins: list[str],
-    here: bool,
-    progress: Progress,
-) -> list[Judgement]:
-    evidence = new.target.evidence
-    if here and not same:
-        return judge_cost_measured(_measured(old, new, progress), tolerance, evidence)
-    return judge_cost_regression(
-        old.measurements,
-        new.measurements,
-        tolerance,
-        evidence,
-        same=same,
-        apart=_apart(old, new),
-        origins=origins,
-    )
+    return _Side(artifact, target, scores, read_measurements(artifact))
 
 
 def _measured(old: _Side, new: _Side, progress: Progress) -> Measurements:
@@ -174,8 +164,7 @@ def _measured(old: _Side, new: _Side, progress: Progress) -> Measurements:
             "must hold a tokenizer or an image processor to be timed",
             remedy="compare without --measure.",
         )
-    file = model / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = model_config(new.artifact)
     target = new.target
     return measure(
         OnnxModel(old.artifact.model_directory),
@@ -184,6 +173,7 @@ def _measured(old: _Side, new: _Side, progress: Progress) -> Measurements:
         target.workload,
         threads=target.threads,
         rounds=rounds_for(target, host_description()),
+        openings=OPENINGS,
         progress=progress,
     )
 
@@ -201,18 +191,28 @@ def _apart(old: _Side, new: _Side) -> list[str]:
 
 
 def _origins(old: _Side, new: _Side) -> list[str]:
-    """Why their references are not one model; empty when they are."""
-    for path in (("stages", "reference"), ("source", "sha256")):
-        if old.fact(*path) is not None and old.fact(*path) == new.fact(*path):
-            return []
-    return ["they were made from different originals"]
+    """Why the float32 files that they were timed against are not the same; empty when they are."""
+    if not _one_source(old, new):
+        return ["they were made from different originals"]
+    a, b = old.fact("reference", "sha256"), new.fact("reference", "sha256")
+    if a is None or b is None:
+        return ["it is not recorded that they were timed against the same float32 file"]
+    return [] if a == b else ["they were timed against different float32 files of one original"]
+
+
+def _one_source(old: _Side, new: _Side) -> bool:
+    """True when both were made from one original, however it was exported."""
+    return any(
+        old.fact(*path) is not None and old.fact(*path) == new.fact(*path)
+        for path in (("reference", "sha256"), ("stages", "reference"), ("source", "sha256"))
+    )
 
 
 def _one_original(old: _Side, new: _Side) -> bool:
     """True when both cosines are to the same model, which recovery may have trained on."""
     a, b = old.fact("stages", "quality_reference"), new.fact("stages", "quality_reference")
     plain = [s.fact("stages", "reference") == q for s, q in ((old, a), (new, b))]
-    return a == b or (all(plain) and not _origins(old, new))
+    return a == b or (all(plain) and _one_source(old, new))
 
 
 def _notes(old: _Side, new: _Side, count: int) -> Iterator[str]:

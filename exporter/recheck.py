@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from exporter.artifact import Artifact, load_artifact
+from exporter.artifact import MANIFEST, Artifact, load_artifact
 from exporter.cache import Cache, default_cache_directory
 from exporter.describing import observed, phases_of, slice_rows
 from exporter.devices.local import host_description, peak_memory
 from exporter.errors import ArtifactError
+from exporter.evidence import (
+    fact,
+    model_config,
+    read_json,
+    read_measurements,
+    read_scores,
+    refusing,
+)
 from exporter.graph.model import OnnxModel
 from exporter.judge.conditions import remarks
 from exporter.judge.gate import cautions, judge, judge_answers, not_judged
 from exporter.judge.latency import rounds_for
-from exporter.judge.measure import Measurements, measure
+from exporter.judge.measure import measure
 from exporter.judge.memory import judge_memory
 from exporter.judge.size import judge_size, measure_size
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, overall
 from exporter.models.examples import Examples, Feeds, Test, load_examples
-from exporter.models.scores import Scores, load_scores
+from exporter.models.scores import Scores
 from exporter.models.tasks import Task, get_task
 from exporter.pipeline import Result
 from exporter.progress import Progress, Silent
 from exporter.report.document import Report
 from exporter.report.wording import explain
-from exporter.ship.bundle import EVIDENCE, MEASUREMENTS
+from exporter.ship.bundle import EVIDENCE
 from exporter.stages import answers, workload_feeds
 from exporter.target import Budget, Target, load_target
 from exporter.toml import validated
@@ -66,18 +74,22 @@ def check(
     shown = progress or Silent()
     found = load_artifact(artifact)
     profile = _target(found, target)
-    task = get_task(str(found.manifest["source"]["task"]))
+    task = get_task(str(fact(found, "source", "task")))
     here = _look(found, Cache(cache or default_cache_directory()), reference)
+    seed, evidence = _seed(found), f"{found.directory}/{EVIDENCE}"
     notes: list[str] = []
     before, after = _scores(found, here, task, shown, notes)
     feeds = _feeds(found, here, profile, task)
 
-    report = Report.from_json(_json(found.directory / "report.json"))
+    raw = read_json(found, "report.json")
+    with refusing(f"{found.directory}/report.json", "must be a report"):
+        report = Report.from_json(raw)
     if here.reference is None or feeds is None:
         notes.append(
             "Latency was not compared: the float32 reference is not in the cache; pass --reference."
         )
-        judgements = _without_reference(found, here, profile, before, after, feeds)
+        with refusing(evidence):
+            judgements = _without_reference(found, here, profile, before, after, feeds)
         report = replace(report, phases=(), times={}, environment=host_description())
     else:
         measurements = measure(
@@ -88,10 +100,11 @@ def check(
             threads=profile.threads,
             rounds=rounds_for(profile, host_description()),
             until=profile,
-            seed=int(found.manifest["seed"]),
+            seed=seed,
             progress=shown,
         )
-        judgements = judge(before, after, measurements, profile)
+        with refusing(evidence):
+            judgements = judge(before, after, measurements, profile)
         notes += [
             *not_judged(measurements, profile, after),
             *remarks(measurements),
@@ -107,13 +120,16 @@ def check(
     verdict = overall(judgements)
     for note in notes:
         shown.note(note)
+    with refusing(evidence):
+        observations = observed(before, after, profile)
+        slices = slice_rows(before, after, profile)
     report = replace(
         report,
         verdict=verdict.value,
         summary=explain(as_json),
         judgements=as_json,
-        observations=observed(before, after, profile),
-        slices=slice_rows(before, after, profile),
+        observations=observations,
+        slices=slices,
         target=profile.model_dump(mode="json", exclude={"recipe", "budgets"}, exclude_none=True),
         notes=tuple(notes),
     )
@@ -125,18 +141,22 @@ def _target(artifact: Artifact, target: str | Path | Target | None) -> Target:
         return target
     if target is not None:
         return load_target(target)
-    place = f"{artifact.directory}/manifest.json: target"
-    return validated(Target, artifact.manifest["target"], place=place)
+    place = f"{artifact.directory}/{MANIFEST}: target"
+    return validated(Target, fact(artifact, "target"), place=place)
+
+
+def _seed(artifact: Artifact) -> int:
+    seed = fact(artifact, "seed")
+    with refusing(f"{artifact.directory}/{MANIFEST}: seed", "must be a whole number"):
+        return int(seed)
 
 
 def _look(artifact: Artifact, cache: Cache, reference: Path | None) -> _Here:
-    keys = artifact.manifest["stages"]
-
-    def graph(key: str) -> OnnxModel | None:
-        entry = cache.find("exported", str(key))
+    def graph(name: str) -> OnnxModel | None:
+        entry = cache.find("exported", _key(artifact, name))
         return OnnxModel(entry / "model") if entry else None
 
-    examples = cache.find("examples", str(keys["test"]))
+    examples = cache.find("examples", _key(artifact, "test"))
     given = None
     if reference is not None:
         given = OnnxModel(reference)
@@ -148,18 +168,30 @@ def _look(artifact: Artifact, cache: Cache, reference: Path | None) -> _Here:
             )
     return _Here(
         OnnxModel(artifact.model_directory),
-        given or graph(keys["reference"]),
-        graph(keys["quality_reference"]),
+        given or graph("reference"),
+        graph("quality_reference"),
         load_examples(examples, Test) if examples else None,
     )
+
+
+def _key(artifact: Artifact, name: str) -> str:
+    """A stage's key in the manifest; nothing else may say where in the cache is looked."""
+    key = fact(artifact, "stages", name)
+    if not (isinstance(key, str) and re.fullmatch("[0-9a-f]{32}", key)):
+        raise ArtifactError(
+            f"{artifact.directory}/{MANIFEST}: stages.{name}",
+            "must be 32 hex digits",
+            got=repr(key)[:80],
+            remedy="do not trust the artifact.",
+        )
+    return key
 
 
 def _scores(
     artifact: Artifact, here: _Here, task: Task, progress: Progress, notes: list[str]
 ) -> tuple[Scores, Scores]:
     """Scores of reference and candidate: anew where that is possible, else the evidence."""
-    evidence = artifact.directory / EVIDENCE
-    before, after = load_scores(evidence, "reference"), load_scores(evidence, "candidate")
+    before, after = read_scores(artifact, "reference"), read_scores(artifact, "candidate")
     if here.examples is None or here.quality_reference is None:
         notes.append(
             "Quality is derived from the evidence that shipped: "
@@ -177,8 +209,7 @@ def _feeds(artifact: Artifact, here: _Here, target: Target, task: Task) -> Feeds
     from exporter.models.load import preprocessor_from
 
     model = artifact.model_directory
-    config_file = model / "config.json"
-    config = _json(config_file) if config_file.is_file() else {}
+    config = model_config(artifact)
     preprocessor = preprocessor_from(model, task.name)
     if preprocessor is None and here.examples is None:
         return None
@@ -194,8 +225,7 @@ def _without_reference(
     feeds: Feeds | None,
 ) -> tuple[Judgement, ...]:
     """What can be judged of a candidate alone; a latency ratio cannot, and stays open."""
-    evidence = artifact.directory / EVIDENCE
-    shipped = Measurements.from_json(_json(evidence / MEASUREMENTS))
+    shipped = read_measurements(artifact)
     weighed = measure_size(here.candidate)
     quality = {j.metric: j for j in judge_answers(before, after, target)}
     judgements = []
@@ -230,13 +260,3 @@ def _open(budget: Budget) -> Judgement:
         INCONCLUSIVE,
         reason,
     )
-
-
-def _json(path: Path) -> dict[str, object]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            str(path), "must be valid JSON", got=str(error), remedy="export again."
-        ) from error
-    return value if isinstance(value, dict) else {}

@@ -130,6 +130,7 @@ def ship(
                 "candidate": made.built.key,
                 "test": test.key,
             },
+            "reference": {"sha256": reference.model.weights_sha256()},
             "test_readings": {
                 "earlier": len(outcome.earlier_readings),
                 "candidates": list(outcome.earlier_readings),

@@ -11,13 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifact import MANIFEST, SIGNATURE, Artifact, prove_file, read_artifact
+from exporter.artifact import (
+    MANIFEST,
+    MODEL,
+    SIGNATURE,
+    Artifact,
+    prove_file,
+    read_artifact,
+    unnamed_files,
+)
 from exporter.claims import check_claims
 from exporter.errors import EXIT_FAIL, EXIT_PASS, InputError
 from exporter.judge.verdict import Judgement, Verdict, overall
 from exporter.mismatches import Mismatch, differences
 from exporter.report.wording import plain
 from exporter.signature import fingerprint, read_public_key, signature_fault
+from exporter.target import Target, load_target
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -77,7 +86,10 @@ class Verification:
         ]
         lines += [f"  {plain(str(mismatch))}" for mismatch in self.mismatches]
         if self.sound:
-            each = "; ".join(f"{j.title} {j.verdict}" for j in self.judgements)
+            each = "; ".join(
+                f"{j.title} {j.verdict}, limit {j.limit:g} {j.unit}".rstrip()
+                for j in self.judgements
+            )
             size = f"{self.size_bytes:,} bytes"
             lines += [
                 f"  files      {self.files} as the manifest says, {size}; none missing, none more",
@@ -87,17 +99,25 @@ class Verification:
         return "\n".join([*lines, f"  signature  {self.signature}"])
 
 
-def verify(artifact: Path | str, *, key: Path | str | None = None) -> Verification:
+def verify(
+    artifact: Path | str,
+    *,
+    key: Path | str | None = None,
+    target: str | Path | Target | None = None,
+) -> Verification:
     """Verify that an artifact is what it claims to be; nothing is run or written.
 
     Args:
         artifact: directory.
         key: PEM file of the public Ed25519 key that must have signed it.
+        target: profile that it must have been judged against, its recipe aside; None takes the
+            artifact's own word for budgets and confidence.
 
     Raises:
         ArtifactError: it is no artifact at all.
-        InputError: the key cannot be used.
+        InputError: the key or the profile cannot be used.
     """
+    profile = load_target(target) if isinstance(target, str | Path) else target
     public = None if key is None else read_public_key(key)
     found = read_artifact(artifact)
     size_bytes, mismatches = _files(found)
@@ -109,8 +129,18 @@ def verify(artifact: Path | str, *, key: Path | str | None = None) -> Verificati
         size_bytes,
         judgements,
         signature,
-        (*mismatches, *unsigned, *underived),
+        (*mismatches, *unsigned, *_other_target(found, profile), *underived),
     )
+
+
+def _other_target(artifact: Artifact, profile: Target | None) -> list[Mismatch]:
+    """Where the target in the manifest is not the profile that was asked for."""
+    if profile is None:
+        return []
+    claimed = artifact.manifest.get("target")
+    own = {k: v for k, v in claimed.items() if k != "recipe"} if isinstance(claimed, dict) else {}
+    asked = profile.model_dump(mode="json", exclude={"recipe"})
+    return differences(f"{MANIFEST}: target, against the profile", own, asked)
 
 
 def _files(artifact: Artifact) -> tuple[int, list[Mismatch]]:
@@ -125,11 +155,9 @@ def _files(artifact: Artifact) -> tuple[int, list[Mismatch]]:
             continue
         size_bytes += size
         mismatches += differences(f"{MANIFEST}: {name}.size_bytes", entry.get("size_bytes"), size)
-    known = {*artifact.manifest["files"], MANIFEST, SIGNATURE}
-    for path in sorted(artifact.directory.rglob("*")):
-        name = path.relative_to(artifact.directory).as_posix()
-        if name not in known and (path.is_symlink() or not path.is_dir()):
-            mismatches.append(Mismatch(name, "is not named in the manifest"))
+    if MODEL not in artifact.manifest["files"]:
+        mismatches.append(Mismatch(MANIFEST, f"must name {MODEL}"))
+    mismatches += [Mismatch(n, "is not named in the manifest") for n in unnamed_files(artifact)]
     return size_bytes, mismatches
 
 

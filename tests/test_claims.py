@@ -203,6 +203,48 @@ FORGED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "sbom.cdx.json.source-model",
     ),
+    "the bill with two answers": (
+        lambda d: edit(
+            d / "sbom.cdx.json",
+            lambda b: b["components"].insert(0, dict(b["components"][0], hashes=[])),
+        ),
+        "twice",
+    ),
+    "a bill for each reader": (
+        lambda d: (d / "sbom.cdx.json").write_text(
+            '{"components": [],' + (d / "sbom.cdx.json").read_text("utf-8").lstrip()[1:], "utf-8"
+        ),
+        "stands twice",
+    ),
+    "a bill without libraries": (
+        lambda d: edit(
+            d / "sbom.cdx.json",
+            lambda b: b.update(
+                components=[c for c in b["components"] if c["type"] != "library"]
+            ),
+        ),
+        "sbom.cdx.json: libraries.torch",
+    ),
+    "other threads": (
+        lambda d: edit(d / "evidence/measurements.json", lambda m: m.update(threads=64)),
+        "measurements.json: threads",
+    ),
+    "a shorter input": (
+        lambda d: edit(
+            d / "evidence/measurements.json", lambda m: m["workload"].update(sequence_length=1)
+        ),
+        "workload.sequence_length",
+    ),
+    "a longer prompt": (
+        lambda d: edit(
+            d / "evidence/measurements.json", lambda m: m["workload"].update(prompt_length=999)
+        ),
+        "workload.prompt_length",
+    ),
+    "no stages": (
+        lambda d: edit(d / "manifest.json", lambda m: m.pop("stages")), "must say stages"
+    ),
+    "no seed": (lambda d: edit(d / "manifest.json", lambda m: m.pop("seed")), "must say seed"),
     "no bill": (lambda d: (d / "sbom.cdx.json").unlink(), "sbom.cdx.json: must be a bill"),
     "an earlier reading hidden from the report": (
         lambda d: edit(
@@ -226,6 +268,17 @@ def test_a_claim_that_was_edited_is_named_though_the_hashes_match(case: str, alt
     found = places(altered)
     assert words in found
     assert "differs from the hash" not in found
+
+
+def test_a_profile_that_was_asked_for_must_be_the_artifacts(
+    altered: Path, signed: dict[str, Any]
+) -> None:
+    asked = signed["inputs"]["target"]
+    assert not places(altered, target=asked)
+    assert "target, against the profile.budgets" in places(altered, target="mobile")
+    edit(altered / "manifest.json", lambda m: m["target"]["budgets"].update(disk_size_ratio=0.99))
+    assert "profile.budgets.disk_size_ratio" in places(altered, target=asked)
+    assert "limit 0.9 ×" in exporter.verify(signed["result"].directory).to_text()
 
 
 def test_swapped_evidence_is_named(tmp_path: Path) -> None:

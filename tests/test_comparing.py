@@ -15,6 +15,8 @@ import pytest
 import exporter
 from exporter.artifact import load_artifact, write_manifest
 from exporter.errors import ArtifactError, InputError
+from exporter.judge.measure import Measurements, measure
+from exporter.judge.sequential import OPENINGS
 from exporter.models.scores import load_scores
 from tests import chain, tiny
 from tests.test_cli import run
@@ -121,6 +123,49 @@ def test_another_original_needs_both_timed_here(shelf: dict[str, Path]) -> None:
     assert row.measured is not None
     assert "interleaved rounds on this machine" in row.reason
     assert "--measure" not in row.reason
+
+
+def test_another_float_file_of_one_original_needs_both_timed_here(
+    shelf: dict[str, Path], tmp_path: Path
+) -> None:
+    """Exported otherwise, the original may itself be slower: a ratio to it tells nothing."""
+
+    def exported_otherwise(manifest: dict[str, Any], out: Path) -> None:
+        manifest["stages"]["reference"] = "f" * 32
+        manifest["reference"]["sha256"] = "0" * 64
+
+    def not_recorded(manifest: dict[str, Any], out: Path) -> None:
+        del manifest["reference"]
+
+    same = exporter.compare(shelf["int8"], shelf["float"])
+    assert rows(same)["latency_ratio"].measured is not None
+    for name, change, words in (
+        ("slower", exported_otherwise, "different float32 files of one original: measure both"),
+        ("older", not_recorded, "it is not recorded"),
+    ):
+        other = altered(shelf["float"], tmp_path / name, change)
+        row = rows(exporter.compare(shelf["int8"], other))["latency_ratio"]
+        assert (row.verdict, row.measured) == ("INCONCLUSIVE", None)
+        assert words in row.reason
+        assert "--measure" in row.reason
+
+
+def test_both_are_opened_several_times_to_be_timed(
+    shelf: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one session lies in memory makes it faster or slower for as long as it lives."""
+    taken = []
+
+    def kept(*given: Any, **options: Any) -> Measurements:
+        taken.append(measure(*given, **options))
+        return taken[-1]
+
+    monkeypatch.setattr("exporter.comparing.measure", kept)
+    exporter.compare(shelf["int8"], shelf["float"], measure=True)
+    (measured,) = taken
+    assert measured.looks == ()
+    assert len(measured.blocks) >= OPENINGS
+    assert sum(measured.blocks) == len(measured.times_ms["candidate"]["run"])
 
 
 def test_another_cpu_or_runtime_leaves_time_open(shelf: dict[str, Path], tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ TOP = (
     "flips",
     "shipping",
     "pipeline",
+    "evidence",
     "recheck",
     "mismatches",
     "claims",

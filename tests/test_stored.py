@@ -19,7 +19,7 @@ from typing import IO
 import pytest
 
 import exporter
-from exporter.artifact import load_artifact, publishing, write_manifest
+from exporter.artifact import MODEL, load_artifact, publishing, write_manifest
 from exporter.cache import Cache, library_versions, sha256_directory
 from exporter.errors import ArtifactError, OutputError
 
@@ -166,9 +166,20 @@ def test_two_processes_make_a_stage_once(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "x"
 
 
+def _model(directory: Path) -> Path:
+    (directory / "model").mkdir()
+    return directory / MODEL
+
+
+def _link_manifest(directory: Path) -> None:
+    manifest = directory / "manifest.json"
+    manifest.rename(directory.parent / "elsewhere.json")
+    manifest.symlink_to(directory.parent / "elsewhere.json")
+
+
 def _publish(out: Path, text: str) -> None:
     with publishing(out) as new:
-        (new / "model").write_text(text)
+        _model(new).write_text(text)
         write_manifest(new, {"verdict": "PASS"})
 
 
@@ -179,14 +190,14 @@ def test_publishing_replaces_at_once_and_keeps_the_old_on_failure(tmp_path: Path
 
     def fails() -> None:
         with publishing(out) as new:
-            (new / "model").write_text("half")
+            _model(new).write_text("half")
             raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError):
         fails()
     assert sha256_directory(out) == before
     _publish(out, "two")
-    assert (out / "model").read_text() == "two"
+    assert (out / MODEL).read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -204,9 +215,9 @@ def test_a_kill_while_publishing_leaves_the_old_artifact(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
     assert done.returncode == -signal.SIGKILL
     assert load_artifact(out).manifest["verdict"] == "PASS"
-    assert (out / "model").read_text() == "one"
+    assert (out / MODEL).read_text() == "one"
     _publish(out, "two")
-    assert (out / "model").read_text() == "two"
+    assert (out / MODEL).read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -221,7 +232,7 @@ def test_a_swap_cut_in_the_middle_is_undone_by_the_next_run(tmp_path: Path) -> N
 
     with pytest.raises(RuntimeError):
         stopped()
-    assert (out / "model").read_text() == "one"
+    assert (out / MODEL).read_text() == "one"
 
 
 def test_a_swap_that_fails_in_the_middle_is_undone_at_once(
@@ -239,7 +250,7 @@ def test_a_swap_that_fails_in_the_middle_is_undone_at_once(
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(KeyboardInterrupt):
         _publish(out, "two")
-    assert (out / "model").read_text() == "one"
+    assert (out / MODEL).read_text() == "one"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -248,6 +259,7 @@ def test_two_runs_on_one_directory(tmp_path: Path) -> None:
     with publishing(out) as new:
         with pytest.raises(OutputError, match="another run is writing it"), publishing(out):
             pass
+        _model(new).write_text("one")
         write_manifest(new, {})
     assert load_artifact(out)
 
@@ -273,17 +285,26 @@ def test_a_lock_that_is_released_while_it_is_opened_lets_one_run_in(
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda d: (d / "model").write_text("oNe"), "model: differs from the hash"),
-        (lambda d: (d / "model").unlink(), "model: is named in the manifest and missing"),
+        (lambda d: (d / MODEL).write_text("oNe"), "model.onnx: differs from the hash"),
+        (lambda d: (d / MODEL).unlink(), "model.onnx: is named in the manifest and missing"),
         (lambda d: (d / "manifest.json").unlink(), "must be an artifact"),
         (lambda d: (d / "manifest.json").write_text("{"), "must be valid JSON"),
         (lambda d: (d / "manifest.json").write_text("[]"), "must be of schema 1"),
         (lambda d: (d / "manifest.json").write_text('{"a": 1, "a": 2}'), "a name stands twice"),
         (
             lambda d: (d / "manifest.json").write_text(
-                '{"schema": 1, "files": {"../secret": {"sha256": ""}}}'
+                '{"schema": 1, "files": {"../secret": {"sha256": ""}, "model/model.onnx": {}}}'
             ),
             "must lie inside the artifact",
+        ),
+        (lambda d: (d / "model" / "more").write_text(""), "model/more: is not named"),
+        (lambda d: (d / "manifest.sig").symlink_to("nowhere"), "manifest.sig: is not named"),
+        (lambda d: (d / "manifest.sig").mkdir(), "manifest.sig: is not named"),
+        (lambda d: write_manifest(d / "model", {}), "model/manifest.json: is not named"),
+        (_link_manifest, "manifest.json: must lie inside the artifact"),
+        (
+            lambda d: (d / "manifest.json").write_text('{"schema": 1, "files": {}}'),
+            "must name model/model.onnx",
         ),
     ],
 )

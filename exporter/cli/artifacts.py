@@ -50,6 +50,9 @@ def verify(
         Path | None,
         typer.Option("--key", help="Public Ed25519 key (PEM) that must have signed it."),
     ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="Profile it must be judged against.")
+    ] = None,
     as_json: Json_ = False,
     debug: Debug_ = False,
 ) -> None:
@@ -57,7 +60,7 @@ def verify(
     with reporting_errors(debug, as_json):
         from exporter.verifying import verify as run
 
-        result = run(artifact, key=key)
+        result = run(artifact, key=key, target=target)
         if as_json:
             print_json(result.to_json())
         else:

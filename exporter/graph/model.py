@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from exporter.cache import sha256_file
 
 MODEL_FILE = "model.onnx"
 GENAI_CONFIG = "genai_config.json"
@@ -33,3 +36,8 @@ class OnnxModel:
     def weight_files(self) -> list[Path]:
         """model.onnx and its external data files: what counts as model size."""
         return sorted(p for p in self.directory.iterdir() if p.name.startswith(MODEL_FILE))
+
+    def weights_sha256(self) -> str:
+        """One SHA-256 over the names and contents of the weight files."""
+        lines = "".join(f"{p.name}\0{sha256_file(p)}\n" for p in self.weight_files())
+        return hashlib.sha256(lines.encode()).hexdigest()

@@ -188,6 +188,7 @@ def measure(
     threads: int,
     rounds: int,
     until: Target | None = None,
+    openings: int | None = None,
     seed: int = 0,
     seconds: float = SECONDS_OF_ROUNDS,
     progress: Progress | None = None,
@@ -199,6 +200,8 @@ def measure(
         rounds: of the interleaved timing, at least.
         until: go on timing until this target's latency budgets are decided, its time is over, or
             the last look was taken; None takes `rounds`, which is enough to compare candidates.
+        openings: times that the models are opened anew on the way to each goal; None takes
+            OPENINGS with `until`, else 1.
         seconds: short workloads go on for this long, up to eight times the rounds.
 
     Raises:
@@ -207,6 +210,7 @@ def measure(
     shown = progress or Silent()
     host = host_description()
     looks: list[int] = []
+    openings = openings or (1 if until is None else OPENINGS)
 
     def go_on(timing: Timing) -> int:
         done = sum(timing.blocks)
@@ -224,7 +228,7 @@ def measure(
         workload,
         threads=threads,
         rounds=rounds,
-        openings=1 if until is None else OPENINGS,
+        openings=openings,
         limit_seconds=None if until is None else until.evidence.latency_seconds,
         go_on=go_on,
         seed=seed,
@@ -252,7 +256,7 @@ def measure(
         memories[0],
         tuple(memories[1:]),
         tuple(looks),
-        () if until is None else timing.blocks,
+        timing.blocks if openings > 1 else (),
         timing.conditions,
     )
 

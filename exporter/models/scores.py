@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,22 @@ from exporter.errors import ArtifactError
 # What of a candidate's payload ships: the 99.9th percentile of a divergence is a claim about
 # single tokens.
 EVIDENCE_ARRAYS = ("token_kl",)
+MAX_TOKENS = 64 << 20
+
+# What a malformed file raises on its way through JSON, zip, deflate and NumPy; an encrypted member
+# raises RuntimeError.
+_MALFORMED = (
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -86,14 +104,22 @@ class Scores:
         return replace(self, arrays=kept)
 
 
-def load_scores(directory: Path, name: str = "scores") -> Scores:
+def load_scores(
+    directory: Path, name: str = "scores", *, only: Collection[str] | None = None
+) -> Scores:
     """Read what `Scores.save` wrote.
+
+    Args:
+        only: arrays that may be there, one entry a token each: set it for files that others made.
+            None: any, of any shape.
 
     Raises:
         ArtifactError: the file is missing or malformed.
     """
     path = directory / f"{name}.jsonl"
     try:
+        if not path.is_file():  # a pipe would never end
+            raise ValueError("no such file")
         lines = path.read_text(encoding="utf-8").splitlines()
         head = json.loads(lines[0])
         rows = [json.loads(line) for line in lines[1:]]
@@ -107,7 +133,7 @@ def load_scores(directory: Path, name: str = "scores") -> Scores:
         values = {c: columns[:, i] for i, c in enumerate(names)}
         slices = {s: tuple(str(row[end + i]) for row in rows) for i, s in enumerate(groupings)}
         task = str(head["task"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, *_MALFORMED) as error:
         raise ArtifactError(
             str(path), "must hold per-example scores", got=str(error), remedy="export again."
         ) from error
@@ -115,10 +141,59 @@ def load_scores(directory: Path, name: str = "scores") -> Scores:
     arrays: dict[str, NDArray[Any]] = {}
     if payload.is_file():
         try:
-            with np.load(payload, allow_pickle=False) as loaded:
-                arrays = dict(loaded)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            if only is None:
+                with np.load(payload, allow_pickle=False) as loaded:
+                    arrays = dict(loaded)
+            else:
+                arrays = _token_arrays(payload, only, values.get("tokens"))
+        except (OSError, *_MALFORMED) as error:
             raise ArtifactError(
                 str(payload), "must hold arrays", got=str(error), remedy="export again."
             ) from error
     return Scores(task, ids, values, arrays, slices)
+
+
+def _token_arrays(
+    payload: Path, only: Collection[str], tokens: NDArray[np.float64] | None
+) -> dict[str, NDArray[Any]]:
+    """Arrays of one number a token; nothing is unpacked before its header was believed.
+
+    Args:
+        tokens: of each example, (n,); None where the scores count none.
+
+    Raises:
+        ValueError, RuntimeError, zlib.error, ...: the file is malformed.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    with zipfile.ZipFile(payload) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name not in only:
+                raise ArtifactError(
+                    str(payload), "is no evidence", got=name, remedy="do not trust the artifact."
+                )
+            if name in arrays:
+                raise ValueError(f"{name} stands twice")
+            if tokens is None or not ((tokens >= 0) & (tokens == np.floor(tokens))).all():
+                raise ValueError(f"{name} without a count of tokens")
+            with archive.open(member) as file:
+                shape, dtype = _header(file)
+            if dtype.kind != "f" or shape != (total := float(tokens.sum()),):
+                raise ValueError(f"{name} is {dtype} of shape {shape}, not a number a token")
+            if total > MAX_TOKENS:
+                raise ValueError(f"{name} is of more than {MAX_TOKENS:,} tokens")
+            with archive.open(member) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an .npy file, of which only the header is read."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"format {version}")
+    read = np.lib.format.read_array_header_1_0
+    if version == (2, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype

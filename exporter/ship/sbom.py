@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.artifact import strict_json
 from exporter.cache import LIBRARIES, sha256_file
 
 if TYPE_CHECKING:
@@ -97,17 +98,48 @@ def sbom_hashes(text: str) -> dict[str, str]:
     """bom-ref -> SHA-256 of everything in a bill that has one.
 
     Raises:
-        ValueError: the text is no such bill.
+        ValueError: the text is no such bill, or says something twice.
     """
+    return _distinct(
+        (str(component["bom-ref"]), str(entry["content"]))
+        for component in _components(text)
+        for entry in component.get("hashes", ())
+        if entry["alg"] == "SHA-256"
+    )
+
+
+def sbom_libraries(text: str) -> dict[str, str]:
+    """Name -> version of every library in a bill.
+
+    Raises:
+        ValueError: the text is no such bill, or says something twice.
+    """
+    return _distinct(
+        (str(component["name"]), str(component["version"]))
+        for component in _components(text)
+        if component["type"] == "library"
+    )
+
+
+def _components(text: str) -> list[dict[str, Any]]:
     try:
-        return {
-            str(component["bom-ref"]): str(entry["content"])
-            for component in json.loads(text)["components"]
-            for entry in component.get("hashes", ())
-            if entry["alg"] == "SHA-256"
-        }
+        components: list[dict[str, Any]] = strict_json(text)["components"]
+        _distinct((str(component["bom-ref"]), "") for component in components)
+        return components
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a CycloneDX bill: {error}") from error
+
+
+def _distinct(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    try:
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"the bill lists {name} twice")
+            found[name] = value
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a CycloneDX bill: {error}") from error
+    return found
 
 
 def installed_closure() -> Closure:
