@@ -60,10 +60,10 @@ def test_other_seeds_train_and_calibrate_anew_and_the_first_ships(
         judged.append((made.built.key, test.examples.role.name, outcome))
         return outcome
 
-    monkeypatch.setattr("exporter.stability.final_judgement", watched)
     one = run(material, "one", {"quantization": "static-int8", **TRAINED})
     assert one.report.stability is None
     made = len(list((material["cache"] / "fine-tuned").glob("*/checkpoint")))
+    monkeypatch.setattr("exporter.stability.final_judgement", watched)
     three = run(material, "three", {"quantization": "static-int8", **TRAINED}, seeds=3)
     again = len(list((material["cache"] / "fine-tuned").glob("*/checkpoint")))
     assert again - made == 2  # two students more, and no other reference
