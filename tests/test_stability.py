@@ -80,7 +80,7 @@ def test_other_seeds_train_and_calibrate_anew_and_the_first_ships(
     for row, (_, _, outcome) in zip(stability["repeats"][1:], judged, strict=True):
         assert row["measured"] == {j.metric: j.measured for j in outcome.judgements}
         assert row["verdict"] == overall(outcome.judgements)
-        assert row["lost"] == tuple(j.metric for j in outcome.judgements if j.verdict != "PASS")
+        assert list(row["lost"]) == [j.metric for j in outcome.judgements if j.verdict != "PASS"]
     values = [r["measured"]["kl_mean_nats"] for r in stability["repeats"]]
     assert len(set(values)) == 3
     assert stability["spread"]["kl_mean_nats"] == {
