@@ -177,7 +177,7 @@ def _look(artifact: Artifact, cache: Cache, reference: Path | None) -> _Here:
 def _key(artifact: Artifact, name: str) -> str:
     """A stage's key in the manifest; nothing else may say where in the cache is looked."""
     key = fact(artifact, "stages", name)
-    if not (isinstance(key, str) and re.fullmatch("[0-9a-f]{32}", key)):
+    if not (isinstance(key, str) and re.fullmatch(r"[0-9a-f]{32}(\.[0-9]{1,6})?", key)):
         raise ArtifactError(
             f"{artifact.directory}/{MANIFEST}: stages.{name}",
             "must be 32 hex digits",

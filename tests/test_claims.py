@@ -149,6 +149,24 @@ FORGED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit(d / "report.json", lambda r: r["model"].update(name="better")),
         "report.json.model.name",
     ),
+    "other versions": (
+        lambda d: edit(d / "report.json", lambda r: r["versions"].update(onnxruntime="0.0.1")),
+        "report.json.versions.onnxruntime",
+    ),
+    "another seed": (
+        lambda d: edit(d / "report.json", lambda r: r.update(seed=7)),
+        "report.json.seed",
+    ),
+    "another command": (
+        lambda d: edit(d / "report.json", lambda r: r.update(command="exporter export it")),
+        "report.json.command",
+    ),
+    "a busy machine that the notes keep quiet about": (
+        lambda d: edit(
+            d / "evidence/measurements.json", lambda m: m["conditions"].update(load_after=999.0)
+        ),
+        "load 999.0 on",
+    ),
     "a verdict for each reader": (
         lambda d: (d / "report.json").write_text(
             (d / "report.json").read_text("utf-8").replace("{", '{"verdict": "PASS",', 1), "utf-8"

@@ -19,6 +19,7 @@ from exporter.judge.measure import Measurements, measure
 from exporter.judge.sequential import OPENINGS
 from exporter.models.scores import load_scores
 from tests import chain, tiny
+from tests.signed import edit
 from tests.test_cli import run
 
 NOTHING = {"name": "nothing", "quantization": "none"}
@@ -190,6 +191,39 @@ def test_another_cpu_or_runtime_leaves_time_open(shelf: dict[str, Path], tmp_pat
     assert "versions of onnxruntime" in rows(found)["latency_ratio"].reason
     assert [(c.name, c.new) for c in found.changes] == [("onnxruntime", "9.9.9")]
     assert found.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m["workload"].update(batch=2), "with other workloads"),
+        (lambda m: m.update(threads=m["threads"] + 1), "with other numbers of threads"),
+    ],
+)
+def test_another_workload_or_number_of_threads_leaves_time_and_memory_open(
+    change: Callable[[Any], object], words: str, shelf: dict[str, Path], tmp_path: Path
+) -> None:
+    def elsewise(manifest: dict[str, Any], out: Path) -> None:
+        edit(out / "evidence" / "measurements.json", change)
+
+    other = altered(shelf["float"], tmp_path / "other", elsewise)
+    found = rows(exporter.compare(shelf["int8"], other))
+    for metric in ("latency_ratio", "peak_memory_ratio"):
+        assert found[metric].verdict == "INCONCLUSIVE"
+        assert f"they were measured {words}:" in found[metric].reason
+    assert found["disk_size_ratio"].measured is not None
+
+
+def test_timed_here_the_old_model_is_what_the_new_one_is_compared_with(
+    shelf: dict[str, Path],
+) -> None:
+    shipped, here = (
+        rows(exporter.compare(shelf["int8"], shelf["float"], measure=m)) for m in (False, True)
+    )
+    assert "interleaved rounds on this machine" in here["latency_ratio"].reason
+    for metric in ("disk_size_ratio", "download_size_ratio"):
+        assert here[metric].measured == shipped[metric].measured
+        assert here[metric].measured > 1.05
 
 
 def _kept(start: int, stop: int, spoil: bool = False) -> Callable[[dict[str, Any], Path], None]:

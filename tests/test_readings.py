@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import exporter
 from exporter.cache import sha256_directory
 from exporter.errors import OutputError
 from exporter.readings import LEDGER, readings_note, record_reading, split_hash
+from exporter.stability import final_judgement
 from tests import chain, tiny
 
 
@@ -92,6 +94,25 @@ def test_the_note_counts() -> None:
     note = str(readings_note(["a" * 32, "b" * 32]))
     assert "read 2 times before for other candidates" in note
     assert f"({'a' * 12}, {'b' * 12})" in note
+
+
+def test_the_line_is_there_when_scoring_breaks_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        assert (tmp_path / LEDGER).is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("exporter.stages.judged_scores", broken)
+    context: Any = SimpleNamespace(
+        cache=SimpleNamespace(root=tmp_path), source=SimpleNamespace(content_hash="m")
+    )
+    reference: Any = SimpleNamespace(key="float")
+    made: Any = SimpleNamespace(built=SimpleNamespace(key="a"), reference=reference)
+    test: Any = SimpleNamespace(examples=SimpleNamespace(ids=("x", "y")))
+    with pytest.raises(KeyboardInterrupt):
+        final_judgement(context, reference, made, test, {})
+    assert _record(tmp_path, "b", test=split_hash(["x", "y"])) == ("a",)
 
 
 def _content(directory: Path) -> dict[str, str]:

@@ -114,3 +114,55 @@ def test_audit_counts_integer_kernels(tmp_path: Path, external: bool) -> None:
     assert found.float_matmuls == ()
     assert found.missing == 0
     assert any("Integer" in kernel or "Quantize" in kernel for kernel in found.kernels)
+
+
+def formats(directory: Path) -> OnnxModel:
+    """Three tables, added up, and a product with 4-bit weights: (batch, sequence, 128)."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "single": rng.normal(size=(64, 64)).astype(np.float32),
+        "half": rng.normal(size=(64, 64)).astype(np.float16),
+        "byte": rng.integers(0, 255, (64, 64), np.uint8),
+        "packed": rng.integers(0, 255, (128, 2, 16), np.uint8),
+        "scales": rng.random(256).astype(np.float32),
+    }
+    gather = [helper.make_node("Gather", [n, "ids"], [f"{n}-rows"], n) for n in list(constants)[:3]]
+    cast = [
+        helper.make_node("Cast", [f"{n}-rows"], [f"{n}-float"], to=TensorProto.FLOAT)
+        for n in ("half", "byte")
+    ]
+    product = helper.make_node(
+        "MatMulNBits",
+        ["sum", "packed", "scales"],
+        ["logits"],
+        "product",
+        domain="com.microsoft",
+        K=64,
+        N=128,
+        bits=4,
+        block_size=32,
+    )
+    added = helper.make_node("Sum", ["single-rows", "half-float", "byte-float"], ["sum"])
+    shape: list[Any] = ["batch", "sequence"]
+    graph = helper.make_graph(
+        [*gather, *cast, added, product],
+        "formats",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [*shape, 128])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.save(model, directory / "model.onnx")
+    return OnnxModel(directory)
+
+
+def test_audit_names_the_format_and_size_of_each_layer(tmp_path: Path) -> None:
+    found = {layer.name: layer for layer in audit(formats(tmp_path)).layers}
+    assert {name: (x.op, x.format, x.size_bytes) for name, x in found.items()} == {
+        "single": ("Gather", "float32", 64 * 64 * 4),
+        "half": ("Gather", "float16", 64 * 64 * 2),
+        "byte": ("Gather", "int8", 64 * 64),
+        "product": ("MatMulNBits", "int4", 64 * 128 // 2 + 256 * 4),
+    }
+    assert list(found)[-1] == "product"  # in the order they run

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from exporter.judge.divergence import divergences, judge_divergence
 from exporter.judge.gate import judge_answers
-from exporter.judge.slices import judge_slices
+from exporter.judge.slices import judge_slices, slices_of
 from exporter.judge.statistics import clustered_quantile_low, proportion_bounds
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Judgement
 from exporter.models.scores import Scores
@@ -256,3 +256,25 @@ def test_a_language_models_slices_are_groups_of_documents() -> None:
     assert judgement.verdict is FAIL
     assert judgement.measured == pytest.approx(math.exp(0.22), rel=0.02)
     assert "'tests'" in judgement.reason
+
+
+def test_a_slices_perplexity_is_over_its_own_tokens_and_bounded_among_many() -> None:
+    """Each group's documents have their own length; the bootstrap has to reach far quantiles."""
+    documents, groups = 400, 20
+    ids, names = tuple(map(str, range(documents))), tuple(f"g{i % 20:02}" for i in range(documents))
+    group = np.arange(documents) % groups
+    tokens = 100.0 * (1 + group)
+    lost = tokens * np.random.default_rng(4).gamma(1, 0.05, documents)
+    before = {"nll": 3 * tokens, "tokens": tokens}
+    after = {"nll": 3 * tokens + lost, "tokens": tokens}
+    reference = Scores("text-generation", ids, before)
+    candidate = Scores("text-generation", ids, after, {}, {"kind": names})
+    few = slices_of(reference, candidate, Evidence(resamples=200))
+    assert len(few) == groups
+    for found in few:
+        mine = group == int(found.name[1:])
+        assert found.count == 20
+        assert found.loss == pytest.approx(math.exp(lost[mine].sum() / tokens[mine].sum()))
+        assert found.low < found.loss < found.high
+    # 1 − 0.05 / 20 lies beyond what 200 resamples can tell, so they are not what is taken
+    assert few == slices_of(reference, candidate, Evidence(resamples=5000))

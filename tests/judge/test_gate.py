@@ -78,8 +78,15 @@ def test_latency_near_its_limit_is_inconclusive_and_says_how_many_rounds() -> No
     assert judgement.needed is not None
     assert judgement.needed > 60
     assert str(judgement.needed) in judgement.reason.replace(",", "")
+    closer = _measurements(ratio=0.588, noise=0.1)
+    (open_,) = judge_cost(closer, _target(latency_ratio=0.6), "text-classification")
+    assert open_.needed is not None
+    assert open_.needed > 1.3 * judgement.needed
+    enough = _measurements(ratio=0.585, rounds=2 * judgement.needed, noise=0.1)
+    assert _verdicts(enough, latency_ratio=0.6) == {"latency_ratio": PASS}
     few = _measurements(rounds=30)
-    assert _verdicts(few, latency_p95_ms=1000) == {"latency_p95_ms": INCONCLUSIVE}
+    (tail,) = judge_cost(few, _target(latency_p95_ms=1000), "text-classification")
+    assert (tail.verdict, tail.needed) == (INCONCLUSIVE, 59)  # 0.95^59 < 0.05
 
 
 def test_a_missing_or_broken_time_never_passes() -> None:

@@ -65,6 +65,13 @@ def test_too_few_examples_are_inconclusive_and_say_how_many_are_needed() -> None
     # with that many and the same share of flips, the budget is met
     scale = small.needed / 200
     assert _accuracy(small.needed, round(2 * scale), round(2 * scale)).verdict is PASS
+    # a third of them would not do, and a candidate that flips more answers needs more
+    assert (
+        _accuracy(small.needed // 3, round(2 * scale / 3), round(2 * scale / 3)).verdict is not PASS
+    )
+    restless = _accuracy(200, 4, 4)
+    assert restless.needed is not None
+    assert restless.needed > 1.3 * small.needed
 
 
 def test_an_identical_model_passes_only_with_enough_examples() -> None:
@@ -169,6 +176,26 @@ def test_embeddings_are_judged_by_recall_and_by_cosine() -> None:
     recall, broken = judge_quality(reference, _embedded(nan, right), BUDGETS, EVIDENCE)
     assert recall.verdict is FAIL
     assert (broken.verdict, broken.measured) == (FAIL, None)
+
+
+def _cosine(count: int, spread: float) -> Judgement:
+    """Embeddings whose cosines lie evenly around 0.955."""
+    cosines = 0.955 + spread * np.linspace(-1, 1, count)
+    scores = _embedded(cosines, np.ones(count, bool))
+    return judge_quality(scores, scores, BUDGETS, EVIDENCE)[1]
+
+
+def test_embeddings_say_how_many_would_decide() -> None:
+    few = _cosine(25, 0.03)
+    assert few.verdict is INCONCLUSIVE
+    assert few.needed is not None
+    assert f"{few.needed:,} examples" in few.reason
+    assert _cosine(few.needed, 0.03).verdict is PASS
+    assert few.needed < 100
+    # it goes by the square of the spread
+    wide = _cosine(25, 0.045)
+    assert wide.needed == pytest.approx(1.5**2 * few.needed, abs=4)
+    assert _cosine(wide.needed, 0.045).verdict is PASS
 
 
 def test_budgets_that_are_not_set_are_not_judged() -> None:

@@ -167,6 +167,7 @@ def test_slices_follow_the_rows_through_splits_and_disk(tmp_path: Path) -> None:
         made = sliced(made, split)
         expected = tuple(truth[row["text"]] or "" for row in split.rows)
         assert made.slices["source"] == expected
+        assert made.slices["label"] == tuple(label_of(row["text"]) for row in split.rows)
         made.save(tmp_path)
         again = load_examples(tmp_path, split.role)
         assert again.slices == made.slices

@@ -78,6 +78,27 @@ def test_the_closure_is_closed_and_holds_what_is_needed_indirectly() -> None:
             assert requirement.name not in closure["torch"]
 
 
+def test_what_an_extra_needs_is_followed_also_when_asked_for_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needs = {
+        "exporter": ["Served[fast]>=1", "plain", 'linter; extra == "dev"'],
+        "served": ['engine; extra == "fast"', 'gpu; extra == "cuda"', "base"],
+        "plain": ["served[cuda]", 'unused; extra == "more"'],
+        **{name: [] for name in ("engine", "gpu", "base", "linter", "unused")},
+    }
+    monkeypatch.setattr("exporter.ship.sbom.LIBRARIES", ())
+    monkeypatch.setattr("importlib.metadata.requires", needs.__getitem__)
+    assert installed_closure() == {
+        "base": (),
+        "engine": (),
+        "exporter": ("plain", "served"),
+        "gpu": (),
+        "plain": ("served",),
+        "served": ("base", "engine", "gpu"),
+    }
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"components": [1]}', '{"components": [{"hashes": [{}]}]}']
 )
