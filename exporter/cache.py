@@ -41,7 +41,7 @@ LIBRARIES = (
     "tokenizers",
     "datasets",
     "numpy",
-    "Pillow",
+    "pillow",
 )
 
 

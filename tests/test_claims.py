@@ -205,9 +205,9 @@ FORGED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "judgements.accuracy_drop_points.limit",
     ),
-    "less confidence": (
+    "another confidence": (
         lambda d: edit(
-            d / "manifest.json", lambda m: m["target"]["evidence"].update(confidence=0.6)
+            d / "manifest.json", lambda m: m["target"]["evidence"].update(confidence=0.99)
         ),
         "judgements.accuracy_drop_points.high",
     ),
@@ -332,17 +332,23 @@ def test_only_a_signature_stops_who_makes_everything_again(
     """Evidence that is invented whole is consistent; the key is what the forger lacks."""
     from exporter.artifact import read_artifact
     from exporter.claims import check_claims
+    from exporter.describing import observed, slice_rows
     from exporter.judge.verdict import overall
+    from exporter.models.scores import load_scores
     from exporter.report.wording import explain
 
     _all_wrong(altered)
     judgements, _ = check_claims(read_artifact(altered))
     as_json = tuple(j.to_json() for j in judgements)
+    before, after = (load_scores(altered / "evidence", n) for n in ("reference", "candidate"))
+    target = signed["inputs"]["target"]
     report = replace(
         read_report(altered / "report.json"),
         judgements=as_json,
         verdict=overall(judgements).value,
         summary=explain(as_json),
+        slices=slice_rows(before, after, target),
+        observations=observed(before, after, target),
     )
     for name, text in render(report).items():
         (altered / name).write_text(text, encoding="utf-8")

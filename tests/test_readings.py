@@ -108,11 +108,15 @@ def test_the_line_is_there_when_scoring_breaks_off(
         cache=SimpleNamespace(root=tmp_path), source=SimpleNamespace(content_hash="m")
     )
     reference: Any = SimpleNamespace(key="float")
-    made: Any = SimpleNamespace(built=SimpleNamespace(key="a"), reference=reference)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.onnx").write_bytes(b"weights")
+    built = SimpleNamespace(key="a", model=SimpleNamespace(directory=tmp_path / "model"))
+    made: Any = SimpleNamespace(built=built, reference=reference)
     test: Any = SimpleNamespace(examples=SimpleNamespace(ids=("x", "y")))
     with pytest.raises(KeyboardInterrupt):
         final_judgement(context, reference, made, test, {})
-    assert _record(tmp_path, "b", test=split_hash(["x", "y"])) == ("a",)
+    known = sha256_directory(tmp_path / "model")
+    assert _record(tmp_path, "b", test=split_hash(["x", "y"])) == (known,)
 
 
 def _content(directory: Path) -> dict[str, str]:

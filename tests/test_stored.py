@@ -102,7 +102,7 @@ def test_edited_code_misses(tmp_path: Path, edited: str) -> None:
 
 
 def test_pillow_decides_pixels() -> None:
-    assert "Pillow" in library_versions()
+    assert "pillow" in library_versions()
 
 
 def test_fresh_redoes_each_stage_once(tmp_path: Path) -> None:
