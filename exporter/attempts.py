@@ -162,14 +162,19 @@ def _attempt(
 
 
 def _decidable(judgements: tuple[Judgement, ...]) -> tuple[Judgement, ...]:
-    """Without a tail of latency that DEVELOPMENT_ROUNDS cannot bound and that looks good.
+    """Without latencies that DEVELOPMENT_ROUNDS left open and that look good.
 
-    It would leave every candidate open, and the one with the luckiest burst would be chosen.
+    They would leave candidates open by chance, and a slower one would be chosen for a quieter
+    moment. The fastest is taken anyway; the final timing decides what it may claim.
     """
     return tuple(
         j
         for j in judgements
-        if not (j.metric == "latency_p95_ms" and j.verdict == INCONCLUSIVE and (j.margin or 0) > 0)
+        if not (
+            j.metric in ("latency_ratio", "latency_p95_ms")
+            and j.verdict == INCONCLUSIVE
+            and (j.margin or 0) > 0
+        )
     )
 
 
