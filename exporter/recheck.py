@@ -245,7 +245,9 @@ def _without_reference(
 
 def _open(budget: Budget) -> Judgement:
     kind = budget.kind
-    reason = "It could not be measured: the float32 reference is not on this machine."
+    reason = (
+        "It could not be measured: the float32 reference is not on this machine; give --reference."
+    )
     return Judgement(
         kind.metric,
         kind.title,

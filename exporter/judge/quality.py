@@ -75,7 +75,7 @@ def _accuracy(
     verdict, broken = _not_numbers(reference, candidate, "nll", "cosine")
     if not broken:
         verdict = decide(budget.kind.good, budget.limit, low, high)
-    flips = f"{lost:,} answers lost, {gained:,} won of {count:,}"
+    flips = f"answers lost {lost:,}, won {gained:,}, of {count:,}"
     reason = broken or (
         f"{_sure(evidence)} {claim(budget, verdict, low, high)} ({flips}; "
         f"McNemar p = {mcnemar_p(lost, gained):.2g})."
