@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.devices.local import host_description
+from exporter.devices.host import host_description
 from exporter.graph.model import OnnxModel
 from exporter.models.examples import Calibration, Development, Examples, Feeds, Train
 from exporter.models.source import read_config

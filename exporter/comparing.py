@@ -11,7 +11,7 @@ from typing import Any
 
 from exporter.artifact import MANIFEST, Artifact, load_artifact
 from exporter.cache import sha256_file
-from exporter.devices.local import host_description
+from exporter.devices.host import host_description
 from exporter.errors import ArtifactError, InputError
 from exporter.evidence import model_config, read_measurements, read_scores, refusing
 from exporter.graph.model import OnnxModel

@@ -7,11 +7,18 @@ ExporterError             4  the tool itself failed
 │   ├── DataError            examples, columns, labels, splits
 │   ├── OutputError          the place the result should go to
 │   ├── ArtifactError        a finished artifact that cannot be read or trusted
+│   ├── DeviceMissing        a device that cannot be used here, and what would make it usable
 │   └── Interrupted          stopped by the user; the next run resumes
 ├── ExportError           4  a model that should export did not
 │   └── ParityError          it exported, and computes something else
 ├── QuantizeError         4  a quantization scheme failed or silently did nothing
 └── DeviceError           4  a device, or a process measuring on it, failed
+    ├── DeviceTimeout        it did not finish in time; it was stopped
+    ├── DeviceLost           the connection to it broke
+    ├── DeviceKilled         what ran on it was killed: out of memory, as a rule
+    ├── DeviceCpu            its CPU lacks an instruction (SIGILL)
+    ├── DeviceDisk           its disk is full
+    └── DeviceRefused        its runtime does not take the model: an operator, a type, an opset
 """
 
 from __future__ import annotations
@@ -74,6 +81,10 @@ class ArtifactError(InputError):
     """A finished artifact cannot be read, or is not what its manifest says."""
 
 
+class DeviceMissing(InputError):
+    """A device cannot be used here; the remedy is the command that makes it usable."""
+
+
 class Interrupted(InputError):
     """The user stopped the run; finished stages are kept and the next run resumes."""
 
@@ -92,3 +103,27 @@ class QuantizeError(ExporterError):
 
 class DeviceError(ExporterError):
     """A device, or the process that measures on it, failed."""
+
+
+class DeviceTimeout(DeviceError):
+    """A device did not finish in time, and what ran on it was stopped."""
+
+
+class DeviceLost(DeviceError):
+    """The connection to a device broke."""
+
+
+class DeviceKilled(DeviceError):
+    """What ran on a device was killed (137), as a rule because its memory was full."""
+
+
+class DeviceCpu(DeviceError):
+    """A device's CPU lacks an instruction that the runtime needs (SIGILL)."""
+
+
+class DeviceDisk(DeviceError):
+    """A device's disk is full."""
+
+
+class DeviceRefused(DeviceError):
+    """A device's runtime does not load or run the model."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from exporter.artifact import MANIFEST, Artifact, load_artifact
 from exporter.cache import Cache, default_cache_directory
 from exporter.describing import observed, phases_of, slice_rows
-from exporter.devices.local import host_description, peak_memory
+from exporter.devices.host import host_description
+from exporter.devices.timing import peak_memory
 from exporter.errors import ArtifactError
 from exporter.evidence import (
     fact,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from exporter import stages
 from exporter.attempts import Attempt, Construction, Material, construct
 from exporter.cache import sha256_directory
-from exporter.devices.local import host_description
+from exporter.devices.host import host_description
 from exporter.errors import ExporterError, InputError
 from exporter.judge.gate import judge
 from exporter.judge.latency import rounds_for

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from exporter.cache import Cache
-from exporter.devices.local import host_description
+from exporter.devices.host import host_description
 from exporter.graph.model import OnnxModel
 from exporter.judge.gate import judge_cost
 from exporter.judge.measure import Measurements, measure

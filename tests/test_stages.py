@@ -12,7 +12,7 @@ import pytest
 
 from exporter import building, stages
 from exporter.cache import Cache
-from exporter.devices.local import Memory
+from exporter.devices.timing import Memory
 from exporter.graph.model import OnnxModel
 from exporter.judge.measure import Measurements
 from exporter.judge.size import Size

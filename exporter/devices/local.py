@@ -1,273 +1,50 @@
-"""This machine as a device: what it is, and how fast and how large models are on it."""
+"""This machine as a device: a fresh process of this Python."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import platform
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from exporter.devices.conditions import Conditions, busyness, cpuinfo, load_1min
-from exporter.errors import DeviceError
-from exporter.graph.model import OnnxModel
-from exporter.models.examples import Feeds
-from exporter.progress import Progress, Silent
-from exporter.target import Target, Workload
-
-RUNNER = Path(__file__).resolve().with_name("runner.py")
-
-Times = dict[str, dict[str, list[float]]]
-
-# Names that Linux gives CPU features, and ours (exporter.target.FEATURES).
-_FLAGS = {
-    "x86-64": {
-        "avx2": "avx2",
-        "avx512f": "avx512",
-        "avx512_vnni": "avx512_vnni",
-        "avx_vnni": "avx_vnni",
-        "amx_int8": "amx_int8",
-        "avx512_bf16": "avx512_bf16",
-    },
-    "arm64": {
-        "asimd": "neon",
-        "asimdhp": "fp16",
-        "asimddp": "dotprod",
-        "i8mm": "i8mm",
-        "bf16": "bf16",
-        "sve": "sve",
-    },
-}
-_ISAS = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "arm64", "arm64": "arm64"}
+from exporter.devices.conditions import cpuinfo
+from exporter.devices.device import Device, DeviceKind, Missing, Traits
+from exporter.devices.host import host_features, host_isa
+from exporter.devices.process import run_process
+from exporter.devices.python_device import PythonDevice
+from exporter.devices.wire import ended
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Interleaved times of several models.
+class Local(PythonDevice):
+    """This machine."""
 
-    Attributes:
-        times_ms: model -> phase -> ms, one a round; the same index is the same round.
-        workload: what really ran; a prompt beyond the model's context is cut.
-        blocks: rounds of each opening of the models, in order.
-        conditions: how busy the machine was meanwhile.
-    """
+    link = True
 
-    times_ms: Times
-    workload: Workload
-    blocks: tuple[int, ...]
-    conditions: Conditions
+    def __init__(self) -> None:
+        title = cpuinfo("model name") or host_isa()
+        self.traits = Traits("local", title, host_isa(), host_features(), cost="ms")
 
-
-@dataclass(frozen=True)
-class Memory:
-    """Peak resident memory of a process that runs one session.
-
-    Attributes:
-        peak_mib: while loading the model and running the workload twice.
-        baseline_mib: before loading it, with the interpreter and the runtime; None: unknown.
-    """
-
-    peak_mib: float
-    baseline_mib: float | None
+    def execute(self, folder: Path, *, timeout_s: float) -> None:
+        """Run the runner in a process of its own."""
+        command = [sys.executable, "-P", "runner.py", "spec.json", "result.json"]
+        status, stderr = run_process(command, folder, self.traits.name, timeout_s=timeout_s)
+        if status and not self.has_result(folder):
+            raise ended(self.traits.name, status, stderr)
 
 
-def time_models(
-    models: Mapping[str, OnnxModel],
-    feeds: Feeds,
-    workload: Workload,
-    *,
-    threads: int,
-    rounds: int,
-    seed: int = 0,
-    openings: int = 1,
-    limit_seconds: float | None = None,
-    go_on: Callable[[Timing], int] | None = None,
-    progress: Progress | None = None,
-) -> Timing:
-    """Time `models` in one process, each once a round, in an order drawn anew each round.
+class LocalKind(DeviceKind):
+    """`local`."""
 
-    Args:
-        feeds: one batch of the workload; language models take `input_ids` as the prompt.
-        rounds: at least this many.
-        openings: times that the models are opened anew on the way to each goal.
-        limit_seconds: rounds beyond `rounds` stop after this long.
-        go_on: gets the timing so far whenever a goal is reached and returns the rounds wanted in
-            all; no more than there are ends it. None: `rounds` are all.
+    name = "local"
+    summary = "this machine, in a fresh process: milliseconds, memory, answers"
 
-    Raises:
-        DeviceError: a model does not load or run.
-    """
-    spec = {
-        "job": "time",
-        "models": {name: str(model.directory.resolve()) for name, model in models.items()},
-        "workload": workload.model_dump(),
-        "threads": threads,
-        "rounds": rounds,
-        "openings": openings,
-        "limit_seconds": limit_seconds,
-        "seed": seed,
-    }
-    before = busyness()
+    def missing(self, option: str) -> tuple[Missing, ...]:
+        """Nothing."""
+        return ()
 
-    def timing(result: Mapping[str, Any]) -> Timing:
-        ran = Workload(**result["workload"])
-        seen = Conditions.between(before, busyness())
-        return Timing(result["times_ms"], ran, tuple(result["blocks"]), seen)
-
-    with (progress or Silent()).stage("time", rounds) as bar:
-        left = rounds
-        with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
-            process = _start(spec, feeds, Path(folder), asks=go_on is not None)
-            try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    if line.startswith(b"{") and go_on is not None:
-                        so_far = timing(json.loads(line))
-                        _answer(process, f"more {go_on(so_far)}\n")
-                    elif left and line.startswith(b"round"):
-                        bar.advance()
-                        left -= 1
-                result = _finish(process, Path(folder))
-            finally:
-                _stop(process)
-    return timing(result)
+    def open(self, option: str, settings: Mapping[str, Any]) -> Device:
+        """This machine."""
+        return Local()
 
 
-def _answer(process: subprocess.Popen[bytes], line: str) -> None:
-    """Tell the runner; one that is gone says why by its exit status."""
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(line.encode())
-        process.stdin.flush()
-
-
-def peak_memory(model: OnnxModel, feeds: Feeds, workload: Workload, *, threads: int) -> Memory:
-    """Peak resident memory of a fresh process that loads `model` and runs the workload.
-
-    The interpreter and the runtime are part of it. Where /proc/self/clear_refs works the peak
-    starts at loading the model, else it is the process's whole life.
-
-    Raises:
-        DeviceError: the model does not load or run.
-    """
-    spec = {
-        "job": "memory",
-        "models": {"model": str(model.directory.resolve())},
-        "workload": workload.model_dump(),
-        "threads": threads,
-    }
-    with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
-        process = _start(spec, feeds, Path(folder))
-        try:
-            result = _finish(process, Path(folder))
-        finally:
-            _stop(process)
-    return Memory(result["peak_mib"], result["baseline_mib"])
-
-
-def _start(
-    spec: dict[str, Any], feeds: Feeds, folder: Path, *, asks: bool = False
-) -> subprocess.Popen[bytes]:
-    arrays: Mapping[str, Any] = feeds
-    np.savez(folder / "feeds.npz", **arrays)
-    spec["feeds"] = str(folder / "feeds.npz")
-    (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-    # -P: the runner's own folder must not shadow modules that onnxruntime imports.
-    command = [sys.executable, "-P", str(RUNNER), "spec.json", "result.json"]
-    with (folder / "stderr").open("wb") as errors:
-        return subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.PIPE if asks else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-
-
-def _finish(process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
-    process.communicate()
-    if process.returncode < 0:
-        raise DeviceError(
-            f"the measuring process was killed by signal {-process.returncode}; "
-            "if that is 9, the machine probably ran out of memory."
-        )
-    if process.returncode:
-        lines = (folder / "stderr").read_text(encoding="utf-8", errors="replace").splitlines()
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-        raise DeviceError(f"the model could not be measured: {last[:500]}")
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return result
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process if it still runs, as after Ctrl-C."""
-    if process.poll() is None:
-        process.kill()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
-    process.wait()
-
-
-def host_isa() -> str:
-    """This machine's instruction set in our words, such as `x86-64`."""
-    machine = platform.machine().lower()
-    return _ISAS.get(machine, machine)
-
-
-def host_features() -> tuple[str, ...]:
-    """CPU features of this machine that profiles can name; empty where the system does not tell."""
-    names = _FLAGS.get(host_isa(), {})
-    flags = set(cpuinfo("flags").split()) | set(cpuinfo("Features").split())
-    found = {ours for linux, ours in names.items() if linux in flags}
-    if host_isa() == "arm64":
-        found.add("neon")  # part of the architecture
-    return tuple(ours for ours in names.values() if ours in found)
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def host_description() -> dict[str, Any]:
-    """What this machine is and how busy it is now: JSON-ready facts for the report."""
-    import onnxruntime
-    import psutil
-
-    return {
-        "isa": host_isa(),
-        "cpu": cpuinfo("model name") or platform.processor() or platform.machine(),
-        "features": list(host_features()),
-        "cores": usable_cores(),
-        "memory_mib": round(psutil.virtual_memory().total / (1 << 20)),
-        "load_1min": load_1min(),
-        "os": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "onnxruntime": str(onnxruntime.__version__),
-    }
-
-
-def matches(host: Mapping[str, Any], target: Target) -> bool:
-    """True when a described machine has the target's ISA, features and as many cores as threads."""
-    return bool(
-        host.get("isa") == target.isa
-        and set(target.features) <= set(host.get("features", ()))
-        and host.get("cores", 0) >= target.threads
-    )
-
-
-def host_matches(target: Target) -> bool:
-    """True when this machine is one of the target's class: its time here is its time there."""
-    return matches(host_description(), target)
+KIND = LocalKind()

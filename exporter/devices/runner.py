@@ -1,4 +1,4 @@
-"""Measure ONNX models in a process of their own: `python runner.py spec.json result.json`.
+"""Run and measure ONNX models in a process of their own: `python runner.py spec.json result.json`.
 
 One file that travels alone to wherever it runs: standard library, numpy and onnxruntime, and
 onnxruntime-genai only for directories with a genai_config.json. It reads a job from the
@@ -9,6 +9,18 @@ spec and writes one JSON object.
         -> {"workload": {...}, "times_ms": {NAME: {PHASE: [ms a round, ...]}}, "blocks": [N, ...]}
     {"job": "memory", "models": {NAME: DIRECTORY}, "feeds": NPZ, "workload": {...}, "threads": N}
         -> {"workload": {...}, "peak_mib": x, "baseline_mib": y}
+    {"job": "run", "wire": 1, "models": {"model": DIRECTORY}, "feeds": NPZ, "calls": N,
+     "cost": BOOL, "workload": {...}, "threads": N, "repeats": N, "marks": BOOL, "outputs": NPZ}
+        -> {"wire": 1, "runtime": VERSION, "load_ms": x, "times_ms": {PHASE: [ms a repeat, ...]},
+            "regions": [[PHASE, BEGIN, END], ...], "heap_mib": x, "peak_mib": x,
+            "outputs_sha256": HEX, "facts": {...}}
+
+The job "run" is what devices do: open one model, run the workload once unseen and then `repeats`
+times for its cost, then answer each call. The feeds of call I are the arrays "I/NAME" of the NPZ,
+the workload's are "workload/NAME"; outputs come back as "I/NAME", and the "tokens" and "logits"
+that a language model wrote. With "marks" a system call that no kernel has, MARK, with the number
+BEGIN or END tells a counting emulator where each region lies. Any job with "wire" that fails leaves
+{"wire": 1, "error": {"reason": "disk" | "memory" | "refused" | "failed", "message": TEXT}}.
 
 The workload that comes back is the one that ran: a prompt longer than a model's context is cut,
 for all models alike. A line "round" goes to standard output after each timed round. When the rounds
@@ -22,8 +34,12 @@ Language models have the phases "prefill" (ms for the whole prompt and the first
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import gc
+import hashlib
 import json
+import platform
 import random
 import sys
 import time
@@ -33,6 +49,8 @@ from typing import Any
 
 import numpy as np
 
+WIRE = 1
+MARK = 20302  # no kernel has so many system calls
 PAST, PRESENT = "past_key_values", "present"
 WARM_UPS = 3
 # A run shorter than this starts on caches that the other model just filled; it is run twice
@@ -52,6 +70,37 @@ TYPES = {
 
 Feeds = dict[str, "np.ndarray[Any, Any]"]
 Turn = Callable[[], dict[str, float]]  # runs the workload once: phase -> ms
+
+
+class Watch:
+    """Times regions and, where asked to, marks their ends for a counting emulator.
+
+    Attributes:
+        regions: (phase, mark at its begin, mark at its end), in order.
+    """
+
+    def __init__(self, marks: bool = False) -> None:
+        self.regions: list[tuple[str, int, int]] = []
+        self._system = ctypes.CDLL(None).syscall if marks else None
+        self._marks = 0
+        self._begin = 0.0
+
+    def begin(self) -> None:
+        """Open a region."""
+        self._mark()
+        self._begin = time.perf_counter()
+
+    def end(self, phase: str) -> float:
+        """Close it; its ms."""
+        ms = 1e3 * (time.perf_counter() - self._begin)
+        self._mark()
+        self.regions.append((phase, self._marks - 1, self._marks))
+        return ms
+
+    def _mark(self) -> None:
+        self._marks += 1
+        if self._system is not None:
+            self._system(MARK, self._marks)
 
 
 def open_session(directory: Path, threads: int) -> Any:
@@ -76,7 +125,7 @@ def open_session(directory: Path, threads: int) -> Any:
     )
 
 
-def plain_turn(session: Any, feeds: Feeds) -> Turn:
+def plain_turn(session: Any, feeds: Feeds, watch: Watch) -> Turn:
     """One inference of `feeds`; inputs that the graph does not take are left out."""
     given = {}
     for node in session.get_inputs():
@@ -84,9 +133,9 @@ def plain_turn(session: Any, feeds: Feeds) -> Turn:
         given[node.name] = np.ascontiguousarray(array, TYPES.get(node.type))
 
     def turn() -> dict[str, float]:
-        begin = time.perf_counter()
+        watch.begin()
         session.run(None, given)
-        return {"run": 1e3 * (time.perf_counter() - begin)}
+        return {"run": watch.end("run")}
 
     return turn
 
@@ -104,8 +153,18 @@ def _made(name: str, feeds: Feeds) -> np.ndarray[Any, Any]:
     raise ValueError(f"the model asks for the input '{name}', which has no feed")
 
 
-def cached_turn(session: Any, prompt: np.ndarray[Any, Any], tokens: int) -> Turn:
-    """Prefill of `prompt` (batch, length), then `tokens` greedy steps on the grown cache."""
+def cached_turn(
+    session: Any,
+    prompt: np.ndarray[Any, Any],
+    tokens: int,
+    watch: Watch,
+    wrote: list[tuple[Any, Any]] | None = None,
+) -> Turn:
+    """Prefill of `prompt` (batch, length), then `tokens` greedy steps on the grown cache.
+
+    Args:
+        wrote: gets each step's token (batch, 1) and the logits (batch, vocabulary) it is from.
+    """
     from onnxruntime import OrtValue
 
     batch, length = prompt.shape
@@ -141,18 +200,21 @@ def cached_turn(session: Any, prompt: np.ndarray[Any, Any], tokens: int) -> Turn
             for name, value in zip(outputs, answers, strict=True)
             if name.startswith(PRESENT)
         }
-        chosen = answers[logits].numpy()[:, -1].argmax(-1)[:, None]
+        last = answers[logits].numpy()[:, -1]
+        chosen = last.argmax(-1)[:, None]
+        if wrote is not None:
+            wrote.append((chosen, last))
         return chosen, {name: value for name, value in grown.items() if name in inputs}
 
     def turn() -> dict[str, float]:
         past = {name: empty(node) for name, node in inputs.items() if name.startswith(PAST)}
-        begin = time.perf_counter()
+        watch.begin()
         ids, past = step(prompt, past, 0)
-        middle = time.perf_counter()
+        prefill = watch.end("prefill")
+        watch.begin()
         for done in range(tokens):
             ids, past = step(ids, past, length + done)
-        end = time.perf_counter()
-        return {"prefill": 1e3 * (middle - begin), "decode": 1e3 * (end - middle) / tokens}
+        return {"prefill": prefill, "decode": watch.end("decode") / tokens}
 
     return turn
 
@@ -223,12 +285,17 @@ def load_turn(directory: Path, feeds: Feeds, workload: dict[str, int], threads: 
     """The workload of one model as a callable, loaded and ready."""
     genai = (directory / "genai_config.json").is_file()
     session = None if genai else open_session(directory, threads)
-    if session and not any(node.name.startswith(PAST) for node in session.get_inputs()):
-        return plain_turn(session, feeds)
+    if session and not cached(session):
+        return plain_turn(session, feeds, Watch())
     prompt = np.resize(feeds["input_ids"], (workload["batch"], workload["prompt_length"]))
     if genai:
         return genai_turn(directory, prompt, workload["decode_tokens"], threads)
-    return cached_turn(session, prompt, workload["decode_tokens"])
+    return cached_turn(session, prompt, workload["decode_tokens"], Watch())
+
+
+def cached(session: Any) -> bool:
+    """True when the graph takes a cache of keys and values."""
+    return any(node.name.startswith(PAST) for node in session.get_inputs())
 
 
 def interleave(
@@ -323,11 +390,7 @@ def measure_memory(directory: Path, spec: dict[str, Any], feeds: Feeds) -> dict[
     import onnxruntime  # noqa: F401  (the library itself belongs to the baseline)
 
     baseline = _resident_mib("VmRSS")
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        cleared = True
-    except OSError:
-        cleared = False
+    cleared = _clear_peak()
     turn = load_turn(directory, feeds, spec["workload"], spec["threads"])
     turn()
     turn()
@@ -338,28 +401,130 @@ def measure_memory(directory: Path, spec: dict[str, Any], feeds: Feeds) -> dict[
     }
 
 
-def main(spec_path: str, result_path: str) -> None:
-    """Do the job in `spec_path` and write its result to `result_path`."""
-    spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
-    with np.load(spec["feeds"]) as loaded:
+def run(directory: Path, spec: dict[str, Any], arrays: Feeds) -> dict[str, Any]:
+    """The job "run": open one model, take the workload's cost, answer the calls."""
+    import onnxruntime
+
+    outputs: Feeds = {}
+    times: dict[str, list[float]] = {}
+    watch = Watch(spec["marks"])
+    gc.collect()
+    gc.disable()
+    cleared, heap = _clear_peak(), _heap_mib()
+    watch.begin()
+    session = open_session(directory, spec["threads"])
+    load_ms = watch.end("load")
+    if spec["cost"]:
+        feeds = {name[9:]: array for name, array in arrays.items() if name.startswith("workload/")}
+        workload, wrote = spec["workload"], list[tuple[Any, Any]]()
+        if cached(session):
+            prompt = np.resize(feeds["input_ids"], (workload["batch"], workload["prompt_length"]))
+            cached_turn(session, prompt, workload["decode_tokens"], Watch(), wrote)()
+            turn = cached_turn(session, prompt, workload["decode_tokens"], watch)
+            outputs["tokens"] = np.concatenate([tokens for tokens, _ in wrote], axis=1)
+            outputs["logits"] = np.stack([logits for _, logits in wrote])
+        else:
+            turn = plain_turn(session, feeds, watch)
+            plain_turn(session, feeds, Watch())()
+        for _ in range(spec["repeats"]):
+            for phase, ms in turn().items():
+                times.setdefault(phase, []).append(ms)
+    heap_now = _heap_mib()
+    peak = _resident_mib("VmHWM") if cleared else None
+    names = [n.name for n in session.get_outputs() if not n.name.startswith(PRESENT)]
+    for index in range(spec["calls"]):
+        start = f"{index}/"
+        given = {n[len(start) :]: array for n, array in arrays.items() if n.startswith(start)}
+        for name, array in zip(names, session.run(names, given), strict=True):
+            outputs[start + name] = array
+    np.savez(spec["outputs"], **outputs)  # type: ignore[arg-type]
+    return {
+        "runtime": onnxruntime.__version__,
+        "load_ms": load_ms,
+        "times_ms": times,
+        "regions": watch.regions,
+        "heap_mib": None if heap is None or heap_now is None else max(0.0, heap_now - heap),
+        "peak_mib": peak,
+        "outputs_sha256": hashlib.sha256(Path(spec["outputs"]).read_bytes()).hexdigest(),
+        "facts": {"machine": platform.machine(), "python": platform.python_version()},
+    }
+
+
+def _clear_peak() -> bool:
+    """Start VmHWM anew; False where the system does not let us."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+class _Mallinfo2(ctypes.Structure):
+    # man 3 mallinfo: bytes in mapped blocks are the fifth, in use on the heap the eighth
+    _fields_ = [(f"field{i}", ctypes.c_size_t) for i in range(10)]
+
+
+def _heap_mib() -> float | None:
+    """What malloc has handed out in this process, or None where glibc ≥ 2.33 does not tell."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError):
+        return None
+    mallinfo2.restype = _Mallinfo2
+    told = mallinfo2()
+    return float(told.field4 + told.field7) / (1 << 20)
+
+
+def do(spec: dict[str, Any]) -> dict[str, Any]:
+    """The job that `spec` describes."""
+    if spec.get("wire", WIRE) != WIRE:
+        raise ValueError(f"the job is of wire version {spec['wire']}, this runner speaks {WIRE}")
+    with np.load(spec["feeds"], allow_pickle=False) as loaded:
         feeds = dict(loaded)
     models = {name: Path(directory) for name, directory in spec["models"].items()}
     spec["workload"] = fitted(spec["workload"], list(models.values()))
     result: dict[str, Any] = {"workload": spec["workload"]}
+    if spec["job"] == "run":
+        (directory,) = models.values()
+        return result | run(directory, spec, feeds)
     if spec["job"] == "memory":
         (directory,) = models.values()
-        result |= measure_memory(directory, spec, feeds)
-    else:
+        return result | measure_memory(directory, spec, feeds)
 
-        def load(name: str) -> Turn:
-            return load_turn(models[name], feeds, spec["workload"], spec["threads"])
+    def load(name: str) -> Turn:
+        return load_turn(models[name], feeds, spec["workload"], spec["threads"])
 
-        def ask(so_far: dict[str, Any]) -> int:
-            return ask_parent({**result, **so_far})
+    def ask(so_far: dict[str, Any]) -> int:
+        return ask_parent({**result, **so_far})
 
-        result |= interleave(load, list(models), spec, ask)
+    return result | interleave(load, list(models), spec, ask)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a job failed, in the word that the wire has for it."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "disk"
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "failed to allocate" in text:
+        return "memory"
+    return "refused" if type(error).__module__.startswith("onnxruntime") else "failed"
+
+
+def main(spec_path: str, result_path: str) -> int:
+    """Do the job in `spec_path` and write its result to `result_path`; the exit code."""
+    spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
+    status = 0
+    try:
+        result = do(spec)
+    except Exception as error:
+        if "wire" not in spec:
+            raise
+        result, status = {"error": {"reason": _reason(error), "message": str(error)}}, 1
+    if "wire" in spec:
+        result["wire"] = WIRE
     Path(result_path).write_text(json.dumps(result), encoding="utf-8")
+    return status
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    sys.exit(main(sys.argv[1], sys.argv[2]))

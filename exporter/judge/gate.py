@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from exporter.devices.local import matches
+from exporter.devices.host import matches
 from exporter.judge.divergence import judge_divergence
 from exporter.judge.latency import judge_latency
 from exporter.judge.measure import Measurements

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.devices.local import matches
+from exporter.devices.host import matches
 from exporter.judge.sequential import LOOKS, look_confidence, paired_ratio
 from exporter.judge.statistics import quantile_bounds, values_for_quantile
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, claim, decide, judged

@@ -8,14 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from exporter.devices.conditions import Conditions
-from exporter.devices.local import (
-    Memory,
-    Times,
-    Timing,
-    host_description,
-    peak_memory,
-    time_models,
-)
+from exporter.devices.host import host_description
+from exporter.devices.timing import Memory, Times, Timing, peak_memory, time_models
 from exporter.errors import ArtifactError
 from exporter.graph.model import OnnxModel
 from exporter.judge.latency import (

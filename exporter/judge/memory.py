@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exporter.devices.local import Memory
+from exporter.devices.timing import Memory
 from exporter.judge.verdict import Judgement, judged
 from exporter.target import Budget
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from exporter.devices.local import Memory
+from exporter.devices.timing import Memory
 from exporter.judge.measure import Measurements
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, claim, decide, judged
 from exporter.target import Budget, BudgetKind, Evidence

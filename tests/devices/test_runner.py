@@ -202,7 +202,7 @@ class Recording:
 def test_decoding_feeds_the_chosen_token_and_the_grown_cache(tmp_path: Path) -> None:
     session = Recording(runner.open_session(cached_decoder(tmp_path).directory, 1))
     prompt = np.random.default_rng(1).integers(0, VOCABULARY, (2, 5))
-    phases = runner.cached_turn(session, prompt, 3)()
+    phases = runner.cached_turn(session, prompt, 3, runner.Watch())()
     assert set(phases) == {"prefill", "decode"}
     assert [f["input_ids"].shape for f in session.fed] == [(2, 5), (2, 1), (2, 1), (2, 1)]
     assert [f["past_key_values.0.key"].shape[2] for f in session.fed] == [0, 5, 6, 7]
@@ -268,4 +268,4 @@ def test_inputs_that_follow_from_tokens_are_made_and_others_asked_for(tmp_path: 
     np.testing.assert_array_equal(runner._made("position_ids", {"input_ids": ids}), [[0, 1, 2]])
     session = runner.open_session(product(tmp_path, 8).directory, 1)
     with pytest.raises(ValueError, match="'x'"):
-        runner.plain_turn(session, {"input_ids": ids})
+        runner.plain_turn(session, {"input_ids": ids}, runner.Watch())

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.devices.local import Memory, host_description
+from exporter.devices.host import host_description
+from exporter.devices.timing import Memory
 from exporter.errors import ArtifactError
 from exporter.graph.model import OnnxModel
 from exporter.judge.gate import cautions, judge, judge_cost, not_judged

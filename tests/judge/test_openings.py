@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from exporter.devices.conditions import Conditions
-from exporter.devices.local import Memory, Timing
+from exporter.devices.timing import Memory, Timing
 from exporter.graph.model import OnnxModel
 from exporter.judge.gate import judge_cost
 from exporter.judge.measure import Measurements, measure

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from exporter.devices.local import Memory
+from exporter.devices.timing import Memory
 from exporter.judge.measure import Measurements
 from exporter.judge.paired import common_examples, judge_quality_regression
 from exporter.judge.regression import judge_cost_measured, judge_cost_regression, quotient

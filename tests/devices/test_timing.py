@@ -13,15 +13,8 @@ import psutil
 import pytest
 
 from exporter.devices.conditions import clock_mhz
-from exporter.devices.local import (
-    Timing,
-    host_description,
-    host_features,
-    host_matches,
-    matches,
-    peak_memory,
-    time_models,
-)
+from exporter.devices.host import host_description, host_features, host_matches, matches
+from exporter.devices.timing import Timing, peak_memory, time_models
 from exporter.errors import DeviceError
 from exporter.graph.model import OnnxModel
 from exporter.progress import Silent

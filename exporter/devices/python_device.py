@@ -1,0 +1,59 @@
+"""Devices with a Python: runner.py goes there with the job, and the result comes back."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from exporter.devices.device import Device, Job, Ran
+from exporter.devices.wire import pack, unpack
+from exporter.progress import Progress, Silent
+
+
+class PythonDevice(Device):
+    """A device on which runner.py runs.
+
+    Attributes:
+        marks: True when an emulator counts instructions between the runner's marks.
+        link: True when the device sees this machine's files.
+    """
+
+    marks = False
+    link = False
+
+    @abstractmethod
+    def execute(self, folder: Path, *, timeout_s: float) -> None:
+        """Run `python -P runner.py spec.json result.json` on a copy of `folder` on the device.
+
+        Afterwards result.json and outputs.npz lie in `folder` here, if the runner wrote them, and
+        nothing of it on the device.
+
+        Raises:
+            DeviceError: it ended without a result.
+        """
+
+    def finished(self, ran: Ran, result: dict[str, Any], folder: Path) -> Ran:
+        """What this kind of device makes of a result whose times are as its own clock told them."""
+        return ran
+
+    def run(self, job: Job, *, timeout_s: float, progress: Progress | None = None) -> Ran:
+        """Do `job` there; see `Device.run`."""
+        with (
+            (progress or Silent()).stage(f"run on {self.traits.name}"),
+            tempfile.TemporaryDirectory(prefix="exporter-") as temporary,
+        ):
+            folder = Path(temporary)
+            pack(job, folder, marks=self.marks, link=self.link)
+            self.execute(folder, timeout_s=timeout_s)
+            ran, result = unpack(folder, job, self.traits.name)
+            return self.finished(ran, result, folder)
+
+    def has_result(self, folder: Path) -> bool:
+        """True when the runner left a result in `folder`, be it an error it could name."""
+        try:
+            return isinstance(json.loads((folder / "result.json").read_text()), dict)
+        except (OSError, ValueError):
+            return False

@@ -1,0 +1,151 @@
+"""The folder that travels to a device and back: a job for runner.py, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.cache import sha256_file
+from exporter.devices.device import Job, Ran
+from exporter.errors import (
+    DeviceCpu,
+    DeviceDisk,
+    DeviceError,
+    DeviceKilled,
+    DeviceRefused,
+)
+
+WIRE = 1
+RUNNER = Path(__file__).resolve().with_name("runner.py")
+SPEC, FEEDS, RESULT, OUTPUTS, MODEL = (
+    "spec.json",
+    "feeds.npz",
+    "result.json",
+    "outputs.npz",
+    "model",
+)
+# What a model directory holds beside weights that its session needs.
+_WITH_MODEL = ("session.json",)
+_KILLED, _ILLEGAL = 9, 4
+_BY_REASON: dict[str, type[DeviceError]] = {
+    "disk": DeviceDisk,
+    "memory": DeviceKilled,
+    "refused": DeviceRefused,
+}
+
+
+def pack(job: Job, folder: Path, *, marks: bool = False, link: bool = False) -> None:
+    """Lay out `job` in the empty `folder`: runner.py, spec.json, feeds.npz and model/.
+
+    `python -P runner.py spec.json result.json`, run in it, adds result.json and outputs.npz.
+
+    Args:
+        marks: the runner makes the system calls that the counting plugin waits for.
+        link: weights are symbolic links, for devices that see this machine's files.
+    """
+    shutil.copyfile(RUNNER, folder / RUNNER.name)
+    arrays: dict[str, Any] = {
+        f"{index}/{name}": array
+        for index, call in enumerate(job.calls)
+        for name, array in call.items()
+    }
+    arrays |= {f"workload/{name}": array for name, array in (job.feeds or {}).items()}
+    np.savez(folder / FEEDS, **arrays)
+    spec = {
+        "wire": WIRE,
+        "job": "run",
+        "models": {"model": MODEL},
+        "feeds": FEEDS,
+        "calls": len(job.calls),
+        "workload": job.workload.model_dump(),
+        "cost": job.feeds is not None,
+        "repeats": job.repeats,
+        "threads": job.threads,
+        "marks": marks,
+        "outputs": OUTPUTS,
+    }
+    (folder / SPEC).write_text(json.dumps(spec), encoding="utf-8")
+    (folder / MODEL).mkdir()
+    for path in sorted(job.model.iterdir()):
+        if path.name.startswith("model.onnx") or path.name in _WITH_MODEL:
+            if link:
+                (folder / MODEL / path.name).symlink_to(path.resolve())
+            else:
+                shutil.copyfile(path, folder / MODEL / path.name)
+
+
+def unpack(folder: Path, job: Job, device: str) -> tuple[Ran, dict[str, Any]]:
+    """What `result.json` and `outputs.npz` in `folder` say, and the raw result.
+
+    Times are taken as milliseconds; a device whose time is not time replaces them.
+
+    Raises:
+        DeviceError: the runner failed there, speaks another version, or what came back is not
+            what it sent.
+    """
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"{device}: no readable result came back ({error}).") from error
+    if result.get("wire") != WIRE:
+        raise DeviceError(
+            f"{device}: the result is of wire version {result.get('wire')}, not {WIRE}."
+        )
+    if "error" in result:
+        raise told(device, result["error"])
+    path = folder / OUTPUTS
+    if not path.is_file() or sha256_file(path) != result.get("outputs_sha256"):
+        raise DeviceError(f"{device}: the outputs that came back are not those that were sent.")
+    with np.load(path, allow_pickle=False) as loaded:
+        arrays = dict(loaded)
+    outputs: list[dict[str, Any]] = [{} for _ in job.calls]
+    for key, array in arrays.items():
+        index, _, name = key.partition("/")
+        if index.isdigit() and int(index) < len(outputs):
+            outputs[int(index)][name] = array
+    ran = Ran(
+        outputs=tuple(outputs),
+        tokens=arrays.get("tokens"),
+        logits=arrays.get("logits"),
+        costs={phase: tuple(ms) for phase, ms in result["times_ms"].items()},
+        load_cost=result["load_ms"],
+        heap_mib=result.get("heap_mib"),
+        peak_mib=result.get("peak_mib"),
+        runtime=str(result.get("runtime", "")),
+        facts=dict(result.get("facts", {})),
+    )
+    return ran, result
+
+
+def told(device: str, error: Mapping[str, Any]) -> DeviceError:
+    """The error that a runner wrote down, `{"reason": ..., "message": ...}`."""
+    kind = _BY_REASON.get(str(error.get("reason")), DeviceError)
+    return kind(f"{device}: {str(error.get('message', 'it failed'))[:500]}")
+
+
+def ended(device: str, status: int, stderr: str = "") -> DeviceError:
+    """The error that the exit status of a runner that left no result means.
+
+    Args:
+        status: as a shell tells it; 128 + N, or -N, for signal N.
+        stderr: what it printed; the last line is quoted.
+    """
+    signal = -status if status < 0 else status - 128 if status > 128 else 0
+    if signal == _KILLED:
+        return DeviceKilled(
+            f"{device}: the process was killed (137): there was not enough memory for the model."
+        )
+    if signal == _ILLEGAL:
+        return DeviceCpu(
+            f"{device}: illegal instruction: this CPU lacks one that onnxruntime or numpy needs."
+        )
+    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
+    if "No space left on device" in stderr:
+        return DeviceDisk(f"{device}: its disk is full.")
+    end = f"ended by signal {signal}" if signal else f"ended with exit code {status}"
+    return DeviceError(f"{device}: the runner {end}: {last[:500] or 'it said nothing'}.")

@@ -1,0 +1,127 @@
+"""What every device that runs runner.py has in common, on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.devices import wire
+from exporter.devices.device import Job
+from exporter.devices.registry import kind_of, kinds, open_device
+from exporter.errors import (
+    DeviceCpu,
+    DeviceDisk,
+    DeviceError,
+    DeviceKilled,
+    DeviceRefused,
+    DeviceTimeout,
+    InputError,
+)
+from exporter.graph.session import open_run
+from exporter.target import Workload
+from tests.devices.graphs import cached_decoder, product
+
+X = {"x": np.arange(8, dtype=np.float32)[None]}
+
+
+def test_answers_are_the_hosts_and_the_cost_is_taken_after_one_run(tmp_path: Path) -> None:
+    model = product(tmp_path / "m", 8)
+    calls = (X, {"x": np.ones((3, 8), np.float32)})
+    ran = open_device("local").run(Job(model.directory, calls, X, repeats=4), timeout_s=60)
+    for call, outputs in zip(calls, ran.outputs, strict=True):
+        np.testing.assert_array_equal(outputs["y"], open_run(model)(call)["y"])
+    assert list(ran.costs) == ["run"]
+    assert len(ran.costs["run"]) == 4
+    assert (ran.load_cost or 0) > 0
+    assert (ran.peak_mib or 0) > 1
+    assert (ran.heap_mib or 0) > 0
+    assert ran.classes == {}  # nobody counted
+
+
+def test_a_language_model_reads_and_writes_with_its_cache(tmp_path: Path) -> None:
+    model = cached_decoder(tmp_path / "m")
+    prompt = np.array([[3, 1, 4]])
+    workload = Workload(prompt_length=3, decode_tokens=2)
+    ran = open_device("local").run(
+        Job(model.directory, feeds={"input_ids": prompt}, workload=workload), timeout_s=60
+    )
+    assert sorted(ran.costs) == ["decode", "prefill"]
+    ids = prompt
+    for step in range(3):  # greedy, the whole text anew each time
+        logits = open_run(model)({"input_ids": ids})["logits"][:, -1]
+        np.testing.assert_allclose(ran.logits[step], logits, atol=1e-5)
+        ids = np.concatenate([ids, logits.argmax(-1)[:, None]], axis=1)
+    np.testing.assert_array_equal(ran.tokens, ids[:, 3:])
+
+
+def test_a_model_that_the_runtime_refuses(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x07not a model")
+    with pytest.raises(DeviceRefused, match="local: "):
+        open_device("local").run(Job(tmp_path), timeout_s=60)
+
+
+def test_time_is_over(tmp_path: Path) -> None:
+    model = product(tmp_path / "m", 8)
+    with pytest.raises(DeviceTimeout, match="not finished after 0 s"):
+        open_device("local").run(Job(model.directory), timeout_s=0.01)
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "kind"),
+    [
+        (137, "", DeviceKilled),
+        (-9, "", DeviceKilled),
+        (132, "", DeviceCpu),
+        (-4, "", DeviceCpu),
+        (1, "OSError: [Errno 28] No space left on device", DeviceDisk),
+        (139, "Segmentation fault", DeviceError),
+        (3, "", DeviceError),
+    ],
+)
+def test_every_way_to_end_has_its_error(status: int, stderr: str, kind: type) -> None:
+    assert type(wire.ended("d", status, stderr)) is kind
+
+
+def test_what_comes_back_must_be_what_was_sent(tmp_path: Path) -> None:
+    job = Job(product(tmp_path / "m", 4).directory, ({"x": np.ones((1, 4), np.float32)},))
+    (tmp_path / "job").mkdir()
+    folder = tmp_path / "job"
+    wire.pack(job, folder)
+    with pytest.raises(DeviceError, match="no readable result"):
+        wire.unpack(folder, job, "d")
+    outputs = {"0/y": np.ones((1, 4), np.float32)}
+    np.savez(folder / "outputs.npz", **outputs)  # type: ignore[arg-type]
+    result = {"wire": 1, "times_ms": {}, "load_ms": 1.0, "outputs_sha256": "0" * 64}
+    (folder / "result.json").write_text(json.dumps(result))
+    with pytest.raises(DeviceError, match="not those that were sent"):
+        wire.unpack(folder, job, "d")
+    (folder / "result.json").write_text(json.dumps({**result, "wire": 2}))
+    with pytest.raises(DeviceError, match="wire version 2"):
+        wire.unpack(folder, job, "d")
+
+
+def test_a_runner_of_another_version_refuses_the_job(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(wire, "WIRE", 2)
+    with pytest.raises(DeviceError):
+        open_device("local").run(Job(product(tmp_path / "m", 4).directory), timeout_s=60)
+
+
+def test_unknown_names_get_the_closest_one() -> None:
+    with pytest.raises(InputError, match="did you mean 'local'"):
+        kind_of("locl")
+
+
+def test_every_kind_says_what_it_is() -> None:
+    for kind in kinds():
+        assert kind.summary
+        assert kind_of(kind.name)[0] is kind
+        assert all(m.remedy for option in kind.options or ("",) for m in kind.missing(option))
+
+
+def test_jobs_are_frozen(tmp_path: Path) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Job(tmp_path).threads = 2  # type: ignore[misc]
