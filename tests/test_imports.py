@@ -24,6 +24,7 @@ NOUNS = (
 )
 TOP = (
     "stages",
+    "surveying",
     "building",
     "attempts",
     "choose",

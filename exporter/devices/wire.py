@@ -30,7 +30,7 @@ SPEC, FEEDS, RESULT, OUTPUTS, MODEL = (
     "model",
 )
 # What a model directory holds beside weights that its session needs.
-_WITH_MODEL = ("session.json",)
+_WITH_MODEL = ("session.json", "config.json")
 _KILLED, _ILLEGAL = 9, 4
 _BY_REASON: dict[str, type[DeviceError]] = {
     "disk": DeviceDisk,

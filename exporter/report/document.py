@@ -50,6 +50,7 @@ class CandidateRow:
         quality: measured value of `quality_metric`, such as 0.4 points or a ratio of 1.02.
         quality_metric: a key of `exporter.target.BUDGET_KINDS`.
         latency_ratio: over the reference's.
+        instruction_ratio: the same for instructions on the target's CPU; None: not counted.
         size_ratio: size on disk over the reference's.
     """
 
@@ -59,6 +60,7 @@ class CandidateRow:
     quality: float | None = None
     quality_metric: str | None = None
     latency_ratio: float | None = None
+    instruction_ratio: float | None = None
     size_ratio: float | None = None
     size_mib: float | None = None
 
@@ -128,6 +130,7 @@ class Report:
         times: "reference" and "candidate" -> ms of the whole workload, one a round.
         observations: measured, not judged.
         slices: groups of test examples, worst first.
+        devices: what each device of the target told, as `exporter.judge.reading.Reading` holds it.
         flips: test examples answered otherwise; empty where quoting them was not allowed.
         candidates: in the order they were tried.
         stability: verdicts and figures of the same candidate with other seeds; None when it was
@@ -156,6 +159,7 @@ class Report:
     times: dict[str, list[float]] = field(default_factory=dict)
     observations: tuple[Observation, ...] = ()
     slices: tuple[SliceRow, ...] = ()
+    devices: tuple[dict[str, Any], ...] = ()
     flips: tuple[Flip, ...] = ()
     candidates: tuple[CandidateRow, ...] = ()
     stability: dict[str, Any] | None = None

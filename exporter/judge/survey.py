@@ -1,0 +1,321 @@
+"""Survey: ask one device what it makes of reference and candidate, and compare with here.
+
+The reference's outputs on this machine are what everything is held against, so that a difference
+between CPUs is told apart from an error of quantization: the candidate is compared with them
+twice, as it answers here and as it answers there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.devices.device import Device, Job, Ran
+from exporter.devices.local import KIND as LOCAL
+from exporter.errors import (
+    DeviceCpu,
+    DeviceError,
+    DeviceKilled,
+    DeviceRefused,
+)
+from exporter.graph.model import OnnxModel
+from exporter.graph.session import OnnxRun, open_run
+from exporter.judge.reading import Agreement, Cost, Reading
+from exporter.models.examples import Development, Examples, Feeds, Outputs
+from exporter.models.runner import main_output
+from exporter.models.scores import Scores
+from exporter.models.tasks import Task
+from exporter.progress import Progress
+from exporter.target import DeviceEntry, Workload
+
+# The reference need not answer as much as the candidate: its float32 outputs agree or they do not.
+FLOAT_CALLS = 3
+TOP = 5
+# Documents are cut into windows: no more of these than so many an example.
+FEEDS_AN_EXAMPLE = 2
+
+# How a device runs a job; a cache may stand in front of it.
+Runs = Callable[[Device, Job], Ran]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model answered to the calls here, and the calls themselves."""
+
+    calls: tuple[Feeds, ...]
+    outputs: tuple[Outputs, ...]
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Home:
+    """Everything that a survey holds a device's answers against, made once for all devices."""
+
+    reference: Answers
+    candidate: Answers
+    tokens: NDArray[Any] | None  # that the candidate writes here, (batch, n)
+
+
+def home(
+    task: Task,
+    reference: OnnxModel,
+    candidate: OnnxModel,
+    examples: Examples[Development],
+    feeds: Feeds,
+    workload: Workload,
+    progress: Progress,
+) -> Home:
+    """What both models answer here, by the files that ship."""
+    examples.require(Development)
+    runs = open_run(reference), open_run(candidate)
+    before = _answers(task, runs[0], examples, None)
+    after = _answers(task, runs[1], examples, runs[0] if task.joint else None)
+    after = replace(after, scores=task.relate(before.scores, after.scores))
+    tokens = None
+    if any(name.startswith("past_key_values") for name in runs[1].inputs):
+        job = Job(candidate.directory, (), feeds, workload, repeats=1)
+        tokens = LOCAL.open("", {}).run(job, timeout_s=_HERE_S, progress=progress).tokens
+    return Home(before, after, tokens)
+
+
+_HERE_S = 3600.0
+
+
+def few(examples: Examples[Development], count: int) -> Examples[Development]:
+    """The first `count` examples, or fewer where they are cut into many feeds."""
+    while count > 1 and len(examples.head(count).feeds) > FEEDS_AN_EXAMPLE * count:
+        count -= 1
+    return examples.head(count)
+
+
+def survey(
+    device: Device,
+    entry: DeviceEntry,
+    task: Task,
+    reference: OnnxModel,
+    candidate: OnnxModel,
+    examples: Examples[Development],
+    at_home: Home,
+    feeds: Feeds,
+    workload: Workload,
+    run: Runs,
+) -> Reading:
+    """Run both models on `device` and say how they agree with here and what they cost.
+
+    Args:
+        examples: those that `at_home` answered.
+        feeds: one batch of the workload.
+        run: runs a job on the device.
+    """
+    found = _of(device, entry, len(examples))
+
+    def job(model: OnnxModel, calls: tuple[Feeds, ...]) -> Job:
+        return Job(model.directory, calls, feeds, workload)
+
+    try:
+        after = run(device, job(candidate, at_home.candidate.calls))
+    except DeviceError as error:
+        return _failed(found, error)
+    found = replace(
+        found,
+        runtime=after.runtime,
+        here=_agreement(at_home, at_home.candidate.outputs, at_home.candidate.scores),
+        there=_agreement(
+            at_home, after.outputs, _scores_of(task, after.outputs, examples, at_home, reference)
+        ),
+        same_tokens=_same(at_home.tokens, after.tokens),
+        candidate=cost_of(after, workload),
+        facts=dict(after.facts),
+    )
+    calls = at_home.reference.calls[:FLOAT_CALLS]
+    try:
+        before = run(device, job(reference, calls))
+    except DeviceError as error:
+        return replace(found, float_reason=str(error))
+    return replace(
+        found,
+        float_difference=difference(at_home.reference.outputs[: len(calls)], before.outputs),
+        reference=cost_of(before, workload),
+    )
+
+
+def costs_only(
+    device: Device,
+    entry: DeviceEntry,
+    reference: OnnxModel,
+    candidate: OnnxModel,
+    feeds: Feeds,
+    workload: Workload,
+    run: Runs,
+) -> Reading:
+    """What both models cost on `device`; nothing of their answers."""
+    found = _of(device, entry, 0)
+    costs: list[Cost] = []
+    for model in (candidate, reference):
+        try:
+            ran = run(device, Job(model.directory, (), feeds, workload, repeats=1))
+        except DeviceError as error:
+            if model is candidate:
+                return _failed(found, error)
+            return replace(found, candidate=costs[0], float_reason=str(error))
+        costs.append(cost_of(ran, workload))
+    return replace(found, candidate=costs[0], reference=costs[1], runtime=ran.runtime)
+
+
+def _of(device: Device, entry: DeviceEntry, examples: int) -> Reading:
+    traits = device.traits
+    return Reading(
+        entry.name,
+        entry.required,
+        "ran",
+        title=traits.title,
+        isa=traits.isa,
+        emulated=traits.emulated,
+        unit=traits.cost,
+        examples=examples,
+    )
+
+
+def _failed(found: Reading, error: DeviceError) -> Reading:
+    """A model that does not run there, told apart from a device that did not come to an end."""
+    ours = isinstance(error, DeviceRefused | DeviceKilled | DeviceCpu)
+    return replace(found, status="failed" if ours else "unfinished", reason=str(error), examples=0)
+
+
+def missing(entry: DeviceEntry, why: str) -> Reading:
+    """The reading of a device that is not usable here."""
+    return Reading(entry.name, entry.required, "missing", reason=why)
+
+
+def cost_of(ran: Ran, workload: Workload) -> Cost:
+    """A device's repeats as mean costs of the phases and of the whole workload."""
+    phases = {phase: float(np.mean(told)) for phase, told in ran.costs.items() if told}
+    answer = phases.get("run")
+    classes = dict(ran.classes.get("run", {}))
+    if "prefill" in phases and "decode" in phases:
+        answer = phases["prefill"] + workload.decode_tokens * phases["decode"]
+        first, later = ran.classes.get("prefill", {}), ran.classes.get("decode", {})
+        classes = {k: first[k] + workload.decode_tokens * later.get(k, 0.0) for k in first}
+    spreads = [max(told) / min(told) - 1 for told in ran.costs.values() if told and min(told) > 0]
+    return Cost(
+        answer,
+        phases,
+        max(spreads) if spreads else None,
+        classes,
+        ran.load_cost,
+        ran.heap_mib,
+        ran.peak_mib,
+    )
+
+
+def difference(here: tuple[Outputs, ...], there: tuple[Outputs, ...]) -> float | None:
+    """Largest absolute difference of float outputs, over the RMS here where that exceeds 1.
+
+    None where there are none; what is not a number there and is one here is infinitely far off,
+    told as the largest float.
+    """
+    largest = None
+    for ours, theirs in zip(here, there, strict=True):
+        for name, array in ours.items():
+            if array.dtype.kind != "f":
+                continue
+            one, other = array.astype(np.float64), theirs[name].astype(np.float64)
+            scale = max(1.0, float(np.sqrt(np.mean(one**2))))
+            gap = np.abs(one - other) / scale
+            gap = np.where(np.isnan(one) & np.isnan(other), 0.0, gap)
+            worst = float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0))
+            largest = max(largest or 0.0, min(worst, float(np.finfo(np.float64).max)))
+    return largest
+
+
+def _answers(task: Task, run: OnnxRun, examples: Examples[Any], against: OnnxRun | None) -> Answers:
+    calls: list[Feeds] = []
+    outputs: list[Outputs] = []
+
+    def recorded(feeds: Feeds) -> Outputs:
+        calls.append(run.complete(feeds))
+        outputs.append(run(feeds))
+        return outputs[-1]
+
+    scores = task.score(recorded, examples, against=against, workers=1)
+    return Answers(tuple(calls), tuple(outputs), scores)
+
+
+def _scores_of(
+    task: Task,
+    outputs: tuple[Outputs, ...],
+    examples: Examples[Any],
+    at_home: Home,
+    reference: OnnxModel,
+) -> Scores:
+    """The task's scores of outputs that came back from a device, in the order of the calls."""
+    left = iter(outputs)
+    again = iter(at_home.reference.outputs)
+    scores = task.score(
+        lambda feeds: next(left),
+        examples,
+        against=(lambda feeds: next(again)) if task.joint else None,
+        workers=1,
+    )
+    return task.relate(at_home.reference.scores, scores)
+
+
+def _agreement(at_home: Home, outputs: tuple[Outputs, ...], scores: Scores) -> Agreement:
+    """Outputs against the reference's here, position by position, padding left out."""
+    cosines, flips, shared, decisions, chosen = [], 0, 0.0, 0, False
+    for feeds, theirs, ours in zip(
+        at_home.reference.calls, at_home.reference.outputs, outputs, strict=True
+    ):
+        name = "logits" if "logits" in theirs else next(iter(theirs))
+        before = _positions(theirs[name], feeds)
+        after = _positions(main_output(ours, name), feeds)
+        cosines.append(_cosines(before, after))
+        decisions += len(before)
+        if name == "logits" and before.shape[1] > 1:
+            chosen = True
+            broken = ~np.isfinite(after).all(1)
+            flips += int(((before.argmax(1) != after.argmax(1)) | broken).sum())
+            shared += float(_top_shared(before, after).sum())
+    return Agreement(
+        decisions,
+        flips if chosen else None,
+        shared / decisions if chosen else None,
+        float(np.concatenate(cosines).mean()),
+        {name: value for name, value in scores.summary().items() if np.isfinite(value)},
+    )
+
+
+def _positions(output: NDArray[Any], feeds: Feeds) -> NDArray[np.float64]:
+    """(batch, ..., width) as (positions, width) in float64, padded tokens left out."""
+    array = np.asarray(output, np.float64)
+    mask = feeds.get("attention_mask")
+    if mask is not None and array.ndim == 3 and array.shape[:2] == mask.shape:
+        array = array[mask != 0]
+    rows: NDArray[np.float64] = array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
+    return rows
+
+
+def _cosines(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+        cosine: NDArray[np.float64] = (before * after).sum(1) / norms
+    return np.nan_to_num(np.clip(cosine, -1, 1), nan=0.0)
+
+
+def _top_shared(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of each row's likeliest answers that both rows have among theirs."""
+    k = min(TOP, before.shape[1] - 1)
+    ours = np.argpartition(-np.nan_to_num(after, nan=-np.inf), k, axis=1)[:, :k]
+    theirs = np.argpartition(-before, k, axis=1)[:, :k]
+    shared: NDArray[np.float64] = (ours[:, :, None] == theirs[:, None, :]).any(2).mean(1)
+    return shared
+
+
+def _same(here: Any, there: Any) -> float | None:
+    if here is None or there is None:
+        return None
+    return float((np.asarray(here) == np.asarray(there)).mean())
