@@ -17,7 +17,8 @@ from exporter.devices.runner import fitted
 from exporter.errors import DeviceMissing
 from exporter.graph.model import OnnxModel
 from exporter.judge.reading import Reading
-from exporter.judge.survey import Home, costs_only, few, home, missing, survey
+from exporter.judge.survey import Home, costs_only, few, home, survey
+from exporter.judge.survey import missing as missing
 from exporter.models.examples import Development, Examples, Feeds
 from exporter.models.tasks import Task
 from exporter.models.text import feeds_id

@@ -86,7 +86,7 @@ BUDGET_KINDS: dict[str, BudgetKind] = {
         BudgetKind("peak_memory_mib", "peak memory", "MiB", "below"),
         BudgetKind(DEVICE_FAILURES, "devices that fail", "devices", "below"),
         BudgetKind("device_difference", "float32 on devices", "", "below"),
-        BudgetKind("device_flip_ratio", "more flips on devices", "", "below", veto=True),
+        BudgetKind("device_flip_ratio", "more flips on devices", "", "below", KL_TASKS, veto=True),
         BudgetKind("device_cosine_drop", "cosine lost on devices", "", "below", veto=True),
         BudgetKind("instruction_ratio", "instructions, ratio", "×", "below"),
         BudgetKind("board_memory_mib", "memory of the board", "MiB", "below"),

@@ -13,9 +13,8 @@ import exporter
 from tests import chain, tiny
 from tests.signed import write_keys
 
-
-# What devices fetched lies in the user's cache. Without it none but `local` is usable, so that tests
-# of the chain take seconds; tests/devices/ uses the real one.
+# What devices fetched lies in the user's cache. Without it few are usable, so that tests of the
+# chain take seconds; tests/devices/ uses the real one.
 os.environ["EXPORTER_DEVICES"] = "/nonexistent/devices"
 
 

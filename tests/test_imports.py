@@ -35,6 +35,7 @@ TOP = (
     "pipeline",
     "evidence",
     "recheck",
+    "running",
     "mismatches",
     "claims",
     "verifying",
