@@ -85,11 +85,11 @@ BUDGET_KINDS: dict[str, BudgetKind] = {
         BudgetKind("download_size_mib", "download size", "MiB", "below"),
         BudgetKind("peak_memory_mib", "peak memory", "MiB", "below"),
         BudgetKind(DEVICE_FAILURES, "devices that fail", "devices", "below"),
-        BudgetKind("device_difference", "float32 on devices", "", "below"),
-        BudgetKind("device_flip_ratio", "more flips on devices", "", "below", KL_TASKS, veto=True),
-        BudgetKind("device_cosine_drop", "cosine lost on devices", "", "below", veto=True),
+        BudgetKind("device_difference", "device float32", "", "below"),
+        BudgetKind("device_flip_ratio", "device flips", "", "below", KL_TASKS, veto=True),
+        BudgetKind("device_cosine_drop", "device cosine", "", "below", veto=True),
         BudgetKind("instruction_ratio", "instructions, ratio", "×", "below"),
-        BudgetKind("board_memory_mib", "memory of the board", "MiB", "below"),
+        BudgetKind("board_memory_mib", "board memory", "MiB", "below"),
     )
 }
 

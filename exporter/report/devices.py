@@ -1,4 +1,4 @@
-"""What devices told, as a table: device × metric. The same rows in every format."""
+"""What devices told, as a table: device × metric. The same cells in every format."""
 
 from __future__ import annotations
 
@@ -8,70 +8,73 @@ from typing import Any
 
 from exporter.report.wording import ABSENT, number, plain, with_unit
 
-HEAD = (
-    "Device",
-    "Runs",
-    "float32",
-    "Answers that flip",
-    "Top 5",
-    "Cosine",
-    "Score",
-    "Cost",
-    "Ratio",
-    "Load",
-    "Memory",
+METRICS = (
+    "runs",
+    "float32 reference differs by",
+    "answers that flip",
+    "top 5 shared",
+    "cosine to the reference",
+    "score",
+    "cost of the workload",
+    "cost, ratio",
+    "cost of loading",
+    "memory",
 )
+# What stands in the first row for each status of a reading.
+_RUNS = {"ran": "yes", "failed": "no", "unfinished": "unfinished", "missing": "not asked"}
 
 
 @dataclass(frozen=True)
-class DeviceRow:
-    """One device in words, cell by cell as HEAD names them.
+class DeviceTable:
+    """Devices side by side.
 
     Attributes:
-        note: why it did not run, or what its cost is counted in; "" when there is nothing to say.
+        devices: their names, one a column.
+        rows: (metric, one cell a device); a metric that no device tells is left out.
+        notes: (device, what else there is to say of it).
     """
 
-    cells: tuple[str, ...]
-    status: str
-    note: str
+    devices: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    notes: tuple[tuple[str, str], ...]
 
 
-def device_rows(readings: Sequence[Mapping[str, Any]]) -> tuple[DeviceRow, ...]:
-    """The readings of a report as rows."""
-    return tuple(_row(reading) for reading in readings)
+def device_table(readings: Sequence[Mapping[str, Any]]) -> DeviceTable:
+    """The readings of a report as a table: device × metric."""
+    names = tuple(
+        plain(r.get("device")) + (" (required)" if r.get("required") else "") for r in readings
+    )
+    columns = [_cells(reading) for reading in readings]
+    rows = tuple(
+        (metric, tuple(cells))
+        for metric, *cells in zip(METRICS, *columns, strict=True)
+        if columns and set(cells) != {ABSENT}
+    )
+    notes = [(plain(r.get("device")), plain(_note(r))) for r in readings]
+    return DeviceTable(names, rows, tuple((name, note) for name, note in notes if note))
 
 
-def _row(reading: Mapping[str, Any]) -> DeviceRow:
-    status = str(reading.get("status"))
-    name = plain(reading.get("device"))
-    if reading.get("required"):
-        name += " (required)"
-    if status != "ran":
-        words = {"failed": "no", "unfinished": "unfinished", "missing": "not asked"}
-        cells = (name, words.get(status, "?"), *[ABSENT] * (len(HEAD) - 2))
-        return DeviceRow(cells, status, plain(reading.get("reason")))
+def _cells(reading: Mapping[str, Any]) -> tuple[str, ...]:
+    """One device in words, cell by cell as METRICS names them."""
+    runs = _RUNS.get(str(reading.get("status")), "?")
+    if reading.get("status") != "ran":
+        return (runs, *[ABSENT] * (len(METRICS) - 1))
     here, there = _part(reading, "here"), _part(reading, "there")
     before, after = _part(reading, "reference"), _part(reading, "candidate")
-    unit = reading.get("unit")
-    ratio = None
+    unit, ratio = reading.get("unit"), None
     if after.get("answer") is not None and before.get("answer"):
         ratio = after["answer"] / before["answer"]
-    return DeviceRow(
-        (
-            name,
-            "yes",
-            f"± {number(reading.get('float_difference'), 2)}",
-            _both(_flips(there), _flips(here)),
-            _both(_percent(there.get("top_k")), _percent(here.get("top_k"))),
-            _both(_fixed(there.get("cosine")), _fixed(here.get("cosine"))),
-            _both(_score(there), _score(here)),
-            cost(after.get("answer"), unit),
-            with_unit(ratio, "×"),
-            cost(after.get("load"), unit),
-            _memory(reading, after),
-        ),
-        status,
-        plain(_note(reading, unit)),
+    return (
+        runs,
+        number(reading.get("float_difference"), 2),
+        _both(_flips(there), _flips(here)),
+        _both(_percent(there.get("top_k")), _percent(here.get("top_k"))),
+        _both(_fixed(there.get("cosine")), _fixed(here.get("cosine"))),
+        _both(_score(there), _score(here)),
+        cost(after.get("answer"), unit),
+        with_unit(ratio, "×"),
+        cost(after.get("load"), unit),
+        _memory(reading, after),
     )
 
 
@@ -82,7 +85,7 @@ def _part(reading: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _both(there: str, here: str) -> str:
     """A figure of the device, and the same here where it differs."""
-    return there if there == here or here == ABSENT else f"{there} (here {here})"
+    return there if there == here or here == ABSENT else f"{there}, here {here}"
 
 
 def _flips(agreement: Mapping[str, Any]) -> str:
@@ -127,7 +130,9 @@ def _memory(reading: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     return ABSENT
 
 
-def _note(reading: Mapping[str, Any], unit: Any) -> str:
+def _note(reading: Mapping[str, Any]) -> str:
+    if reading.get("status") != "ran":
+        return str(reading.get("reason") or "")
     notes = []
     classes = _part(_part(reading, "candidate"), "classes")
     if classes.get("all"):

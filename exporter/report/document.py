@@ -50,8 +50,8 @@ class CandidateRow:
         quality: measured value of `quality_metric`, such as 0.4 points or a ratio of 1.02.
         quality_metric: a key of `exporter.target.BUDGET_KINDS`.
         latency_ratio: over the reference's.
-        instruction_ratio: the same for instructions on the target's CPU; None: not counted.
         size_ratio: size on disk over the reference's.
+        instruction_ratio: of the workload on the target's emulated CPU; None: not counted.
     """
 
     name: str
@@ -60,9 +60,9 @@ class CandidateRow:
     quality: float | None = None
     quality_metric: str | None = None
     latency_ratio: float | None = None
-    instruction_ratio: float | None = None
     size_ratio: float | None = None
     size_mib: float | None = None
+    instruction_ratio: float | None = None
 
 
 @dataclass(frozen=True)
