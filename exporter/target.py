@@ -236,6 +236,10 @@ FEATURES = {
 }
 
 
+# With any of these x86 adds products of int8 in int32.
+VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
 class Target(_Table):
     """A device profile."""
 
@@ -280,9 +284,7 @@ class Target(_Table):
     @property
     def int8_may_saturate(self) -> bool:
         """True when the ISA floor adds u8×s8 pairs in saturating int16 (x86 without VNNI)."""
-        return self.isa == "x86-64" and not (
-            {"avx512_vnni", "avx_vnni", "amx_int8"} & set(self.features)
-        )
+        return self.isa == "x86-64" and not VNNI & set(self.features)
 
 
 def target_directory() -> Path:

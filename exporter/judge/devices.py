@@ -146,7 +146,7 @@ def _worst(
         measured=value,
         low=value,
         high=value,
-        reason=f"{words(reading)}, limit {budget.limit:g}.",
+        reason=f"{words(reading)}, limit {budget.limit:g}.{_why(reading, value > budget.limit)}",
         candidate=value,
         count=reading.here.decisions if reading.here else reading.examples,
     )
@@ -207,6 +207,22 @@ def _memory(budget: Budget, readings: Sequence[Reading]) -> Judgement | None:
         value_unit="MiB",
         count=1,
     )
+
+
+def _why(reading: Reading, lost: bool) -> str:
+    """Where the proof of saturation fails, which explains answers that differ there."""
+    told = reading.facts.get("saturation")
+    if not (lost and isinstance(told, list) and told):
+        return ""
+    more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
+    named = "; ".join(str(line) for line in told[:_NAMED])
+    return (
+        f" Sums of int8 products can saturate there, in {named}{more}. A profile for x86-64 whose "
+        "features leave out VNNI makes weights that cannot."
+    )
+
+
+_NAMED = 3  # operators in a sentence
 
 
 def _sentence(text: str) -> str:

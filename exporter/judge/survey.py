@@ -23,6 +23,7 @@ from exporter.errors import (
     DeviceRefused,
 )
 from exporter.graph.model import OnnxModel
+from exporter.graph.saturation import saturations
 from exporter.graph.session import OnnxRun, open_run
 from exporter.judge.reading import Agreement, Cost, Reading
 from exporter.models.examples import Development, Examples, Feeds, Outputs
@@ -30,7 +31,7 @@ from exporter.models.runner import main_output
 from exporter.models.scores import Scores
 from exporter.models.tasks import Task
 from exporter.progress import Progress
-from exporter.target import DeviceEntry, Workload
+from exporter.target import VNNI, DeviceEntry, Workload
 
 # The reference need not answer as much as the candidate: its float32 outputs agree or they do not.
 FLOAT_CALLS = 3
@@ -112,6 +113,7 @@ def survey(
         run: runs a job on the device.
     """
     found = _of(device, entry, len(examples))
+    may = _may_saturate(device, candidate)
 
     def job(model: OnnxModel, calls: tuple[Feeds, ...]) -> Job:
         return Job(model.directory, calls, feeds, workload)
@@ -129,7 +131,7 @@ def survey(
         ),
         same_tokens=_same(at_home.tokens, after.tokens),
         candidate=cost_of(after, workload),
-        facts=dict(after.facts),
+        facts={**after.facts, **({"saturation": may} if may else {})},
     )
     calls = at_home.reference.calls[:FLOAT_CALLS]
     try:
@@ -184,6 +186,14 @@ def _failed(found: Reading, error: DeviceError) -> Reading:
     """A model that does not run there, told apart from a device that did not come to an end."""
     ours = isinstance(error, DeviceRefused | DeviceKilled | DeviceCpu)
     return replace(found, status="failed" if ours else "unfinished", reason=str(error), examples=0)
+
+
+def _may_saturate(device: Device, candidate: OnnxModel) -> list[str]:
+    """Operators and channels whose sums can saturate there, for x86 CPUs that add in int16."""
+    traits = device.traits
+    if traits.isa != "x86-64" or set(traits.features) & VNNI:
+        return []
+    return [str(risk) for risk in saturations(candidate)[0]]
 
 
 def missing(entry: DeviceEntry, why: str) -> Reading:
