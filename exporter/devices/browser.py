@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from exporter.devices.chromium import find_chromium, has_sandbox, missing_chromium, profile
 from exporter.devices.device import Device, DeviceKind, Job, Missing, Traits
 from exporter.devices.page_server import served
 from exporter.devices.web import (
@@ -32,11 +27,10 @@ from exporter.errors import DeviceMissing, ProfileError
 from exporter.progress import Progress
 
 PHONE = "Pixel 7"  # of playwright's list
-# DevTools' own presets: 4 is a mid-range phone beside a good laptop, 6 a cheap one.
+# DevTools' presets: 4 is a mid-range phone beside a good laptop, 6 a cheap one.
 _RATES = {"phone": 4.0, "1x": 1.0, "2x": 2.0, "4x": 4.0, "6x": 6.0}
-_WEBGPU = "webgpu"
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+_WEBGPU, _SOFTWARE = "webgpu", "webgpu-software"
+_PAGES = ("page.html", "page.mjs", "runner.mjs")
 _QUIET = (
     "--disable-quic",
     "--no-first-run",
@@ -44,13 +38,14 @@ _QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
-_NO_GPU = ("--disable-gpu",)
-_GPU = ("--enable-unsafe-webgpu", "--ignore-gpu-blocklist", "--enable-features=Vulkan")
-_SOFTWARE_GPU = (
-    "--enable-unsafe-webgpu",
-    "--enable-unsafe-swiftshader",
-    "--use-webgpu-adapter=swiftshader",
-)
+_GPU_ARGUMENTS = {
+    _WEBGPU: ("--enable-unsafe-webgpu", "--ignore-gpu-blocklist", "--enable-features=Vulkan"),
+    _SOFTWARE: (
+        "--enable-unsafe-webgpu",
+        "--enable-unsafe-swiftshader",
+        "--use-webgpu-adapter=swiftshader",
+    ),
+}
 _PROBE_LIMIT_S = 60.0
 
 
@@ -58,26 +53,30 @@ class Browser(WebDevice):
     """A headless Chromium.
 
     Slowed down it has a phone's viewport, pixel ratio, touch and user agent. DevTools slow the
-    main thread down by pausing it, which is a rough likeness of a slower phone: the same cores,
-    caches and memory, only less often. So those times are "throttled_ms", not ms, good for
-    comparing models with each other, and there is one thread, because no other would be slowed.
-    Not slowed down (1x, WebGPU) it is this machine's own browser and its times are real.
+    main thread down by pausing it, a rough likeness of a slower phone: the caches and the memory
+    stay this machine's. So its times are "throttled_ms" and not ms, good for comparing models
+    with each other, and the session has one thread, because no other would be slowed. Not slowed
+    down (1x, webgpu) it is this machine's own browser, undisguised, and its times are real. WebGPU
+    in software gives answers and no cost: a GPU that the CPU computes has nobody's time.
+
+    Only loading and the workload are slowed down, not the answers to calls. Fetching the model's
+    files is not timed.
     """
 
-    def __init__(self, option: str, rate: float, *, software: bool = False) -> None:
+    def __init__(self, option: str, rate: float = 1.0) -> None:
         self.rate = rate
-        slow = rate > 1
-        title = "Chromium"
-        if option == _WEBGPU:
+        self._option = option
+        if option in _GPU_ARGUMENTS:
             self.provider = _WEBGPU
-            title += " with WebGPU, in software" if software else " with WebGPU"
-        elif slow:
-            title += f" as a {PHONE}, CPU {rate:g} times slower"
-        self._software = software
-        # Time of a GPU that is computed on the CPU is nobody's time.
-        cost = None if software else "throttled_ms" if slow else "ms"
+        slow, software = rate > 1, option == _SOFTWARE
+        look = f" as a {PHONE}, CPU {rate:g} times slower" if slow else ""
+        gpu = " with WebGPU" if self.provider == _WEBGPU else ""
         self.traits = Traits(
-            f"browser:{option}", title, "wasm", emulated=slow or software, cost=cost
+            f"browser:{option}",
+            f"Chromium{look}{gpu}{' in software' if software else ''}",
+            "wasm",
+            emulated=slow or software,
+            cost=None if software else "throttled_ms" if slow else "ms",
         )
 
     def threads(self, job: Job) -> int:
@@ -86,28 +85,26 @@ class Browser(WebDevice):
 
     def execute(self, folder: Path, *, timeout_s: float) -> None:
         """Serve the folder to a page of a browser that is started for it and stopped after it."""
-        build = "ort.webgpu.bundle.min.mjs" if self.provider == _WEBGPU else _WASM_BUILD
-        spec = json.loads((folder / SPEC).read_text(encoding="utf-8")) | {"library": build}
+        spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+        spec["library"] = f"ort.{self.provider}.bundle.min.mjs"
         (folder / SPEC).write_text(json.dumps(spec), encoding="utf-8")
-        pages = {name: SCRIPTS / name for name in ("page.html", "page.mjs", "runner.mjs")}
-        library = {f"dist/{path.name}": path for path in web_library().iterdir()}
-        models = {f"{MODEL}/{path.name}": path for path in (folder / MODEL).glob("*")}
-        job = {name: folder / name for name in (SPEC, FEEDS)}
-        with (
-            served(pages | library | models | job, {OUTPUTS: folder / OUTPUTS}) as address,
-            _profile() as profile,
-        ):
+        files = {name: SCRIPTS / name for name in _PAGES}
+        files |= {f"dist/{path.name}": path for path in web_library().iterdir()}
+        files |= {f"{MODEL}/{path.name}": path for path in (folder / MODEL).glob("*")}
+        files |= {name: folder / name for name in (SPEC, FEEDS)}
+        with served(files, {OUTPUTS: folder / OUTPUTS}) as address, profile() as own:
             setup = {
                 "executable": find_chromium(),
                 "url": f"{address}page.html",
                 "phone": PHONE if self.rate > 1 else None,
                 "throttle": self.rate,
-                "sandbox": not _is_root(),
-                "arguments": [*_QUIET, *self._gpu_arguments()],
+                "sandbox": has_sandbox(),
+                "arguments": [*_QUIET, *_GPU_ARGUMENTS.get(self._option, ("--disable-gpu",))],
             }
             (folder / "browser.json").write_text(json.dumps(setup), encoding="utf-8")
-            arguments = [SCRIPTS / "chromium.mjs", playwright(), profile, folder]
-            run_node([str(a) for a in arguments], folder, self.traits.name, timeout_s=timeout_s)
+            arguments = [str(SCRIPTS / "chromium.mjs"), str(playwright()), str(folder), str(own)]
+            name = self.traits.name
+            run_node(arguments, folder, name, timeout_s=timeout_s, temporary=own)
 
     def facts(self) -> dict[str, Any]:
         """What the page tells of its browser."""
@@ -118,32 +115,23 @@ class Browser(WebDevice):
             self.execute(folder, timeout_s=_PROBE_LIMIT_S)
             return dict(read_result(folder, self.traits.name)["facts"])
 
-    def _gpu_arguments(self) -> tuple[str, ...]:
-        if self.provider != _WEBGPU:
-            return _NO_GPU
-        return _SOFTWARE_GPU if self._software else _GPU
-
-
-_WASM_BUILD = "ort.wasm.bundle.min.mjs"
-
 
 class BrowserKind(DeviceKind):
     """`browser`."""
 
     name = "browser"
     summary = "onnxruntime-web in Chromium as a phone, its CPU slowed down; or its WebGPU"
-    options = (*_RATES, _WEBGPU)
+    options = (*_RATES, *_GPU_ARGUMENTS)
 
     def missing(self, option: str) -> tuple[Missing, ...]:
-        """Node, onnxruntime-web, Chromium, and a GPU for WebGPU."""
-        lacks = missing_web(self.name)
-        if find_chromium() is None:
+        """Node, onnxruntime-web, Chromium, and for WebGPU a GPU.
+
+        That the GPU has an adapter shows only when the device is opened.
+        """
+        lacks = missing_web(self.name) + missing_chromium()
+        if option == _WEBGPU and not _has_gpu():
             lacks += (
-                Missing(
-                    "Chromium",
-                    "apt-get install chromium (Debian), brew install --cask chromium, "
-                    "or set CHROMIUM to the path of Chromium or Chrome",
-                ),
+                Missing("a WebGPU adapter (there is no GPU)", "exporter on a machine with a GPU"),
             )
         return lacks
 
@@ -151,11 +139,14 @@ class BrowserKind(DeviceKind):
         """The browser.
 
         Args:
-            settings: `throttle`, how many times slower the CPU shall be (≥ 1), overrides the
-                option's; `software_gpu` lets WebGPU run in software, for answers without a cost.
+            settings: `throttle`, how many times slower the CPU shall be, overrides the option's.
+
+        Raises:
+            DeviceMissing: WebGPU has no adapter, or none but one in software.
+            ProfileError: `throttle` is no number from 1 to 100.
         """
-        if option == _WEBGPU:
-            return _with_adapter(Browser(option, 1.0, software=bool(settings.get("software_gpu"))))
+        if option in _GPU_ARGUMENTS:
+            return _with_adapter(Browser(option), software=option == _SOFTWARE)
         rate = settings.get("throttle", _RATES[option])
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 1 <= rate <= 100:
             raise ProfileError(
@@ -171,59 +162,22 @@ class BrowserKind(DeviceKind):
         install_web(self.name, progress)
 
 
-def find_chromium() -> str | None:
-    """The browser that `CHROMIUM` names, else the first usual one, or None."""
-    named = os.environ.get("CHROMIUM")
-    if named:
-        return shutil.which(named)
-    found = next((path for name in _NAMES if (path := shutil.which(name))), None)
-    if found is None and sys.platform == "darwin" and Path(_MAC).is_file():
-        return _MAC
-    return found
-
-
-def _with_adapter(device: Browser) -> Browser:
-    """`device`, after its page got an adapter that is not software, unless it shall be."""
-    adapter = device.facts().get("webgpu")
-    if adapter is None or (adapter["software"] and not device.traits.emulated):
+def _with_adapter(device: Browser, *, software: bool) -> Browser:
+    """`device`, after its page got an adapter that is not software, unless it may be."""
+    adapter = device.facts()["webgpu"]
+    if adapter is None or (adapter["software"] and not software):
         raise DeviceMissing(
             f"--on {device.traits.name}",
             "no WebGPU adapter" + (" but one in software" if adapter else ""),
-            remedy="use a machine whose Chromium shows a GPU at chrome://gpu, or browser:phone.",
+            remedy="use a machine whose Chromium shows WebGPU at chrome://gpu, or browser:phone.",
         )
     return device
 
 
-def _is_root() -> bool:
-    """Chromium's sandbox does not start as root."""
-    return hasattr(os, "geteuid") and os.geteuid() == 0
-
-
-@contextmanager
-def _profile() -> Iterator[Path]:
-    """An empty user data directory; afterwards it is gone, and with it every browser that had it.
-
-    Playwright gives the browser a session of its own, so that the end of Node does not end it.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="exporter-chromium-")).resolve()
-    try:
-        yield folder
-    finally:
-        _end_browsers(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end_browsers(profile: Path) -> None:
-    """Kill every process that was started with `profile` in its command line, with its children."""
-    left = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if any(argument.endswith(str(profile)) for argument in process.cmdline()):
-                left += [process, *process.children(recursive=True)]
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=10)
+def _has_gpu() -> bool:
+    """False where Linux shows no GPU, which is quicker to see than a browser starts."""
+    nodes = ("dri/renderD*", "nvidia[0-9]*", "dxg")
+    return sys.platform != "linux" or any(any(Path("/dev").glob(node)) for node in nodes)
 
 
 KIND = BrowserKind()

@@ -1,4 +1,4 @@
-"""Files for one page, from memory's loopback: named ones only, under a name nobody can guess."""
+"""Files for one page, on the loopback: named ones only, under an address nobody can guess."""
 
 from __future__ import annotations
 

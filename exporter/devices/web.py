@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -67,8 +68,18 @@ class WebDevice(Device):
             return unpack_web(folder, job, name)
 
 
-def run_node(arguments: list[str], folder: Path, device: str, *, timeout_s: float) -> None:
+def run_node(
+    arguments: list[str],
+    folder: Path,
+    device: str,
+    *,
+    timeout_s: float,
+    temporary: Path | None = None,
+) -> None:
     """Run a script of this room in Node; result.json lies in `folder` afterwards.
+
+    Args:
+        temporary: where it makes its temporary files and settings; None leaves the usual places.
 
     Raises:
         DeviceTimeout: it did not end in time.
@@ -76,7 +87,11 @@ def run_node(arguments: list[str], folder: Path, device: str, *, timeout_s: floa
         DeviceError: it ended without a result.
     """
     command = [str(shutil.which("node")), *arguments]
-    status, stderr = run_process(command, folder, device, timeout_s=timeout_s)
+    # Options meant for the user's own programs would change what is measured.
+    env = {name: value for name, value in os.environ.items() if name != "NODE_OPTIONS"}
+    if temporary is not None:
+        env |= dict.fromkeys(("TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), str(temporary))
+    status, stderr = run_process(command, folder, device, timeout_s=timeout_s, env=env)
     if (folder / RESULT).is_file():
         return
     if "out of memory" in stderr:

@@ -1,14 +1,14 @@
-// The device browser, outside the page: `node chromium.mjs PLAYWRIGHT PROFILE FOLDER`.
+// The device browser, outside the page: `node chromium.mjs PLAYWRIGHT FOLDER PROFILE`.
 //
 // Starts Chromium as FOLDER/browser.json says, with PROFILE as its empty user data directory, lets
-// the page do the job and writes FOLDER/result.json.
+// the page do the job and writes FOLDER/result.json. PROFILE stays last: it tells the processes apart.
 //   {"executable": PATH, "url": URL of page.html, "phone": NAME or null, "throttle": RATE,
 //    "sandbox": BOOL, "arguments": [...]}
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 
-const [library, profile, folder] = process.argv.slice(2);
+const [library, folder, profile] = process.argv.slice(2);
 const WIRE = 1;
 
 // A phone's metrics with the version that the browser really has, in its user agent too.
