@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.devices.device import Device, Job, Missing, Ran
@@ -65,7 +66,10 @@ class WebDevice(Device):
             folder = Path(temporary).resolve()
             pack_web(job, folder, name, provider=self.provider, threads=self.threads(job))
             self.execute(folder, timeout_s=timeout_s)
-            return unpack_web(folder, job, name)
+            ran = unpack_web(folder, job, name)
+            if self.traits.cost is None:
+                return replace(ran, costs={}, load_cost=None)
+            return ran
 
 
 def run_node(

@@ -244,11 +244,12 @@ function message(error) {
 }
 
 // Why it failed, in the word that the wire has for it. 32-bit addresses end at 4 GiB: a tensor
-// beyond that is told as an overflow of its size.
+// beyond that is told as one of a wrong size.
 function reason(error) {
   const text = message(error).toLowerCase();
   const full = ['bad_alloc', 'failed to allocate', 'out of memory', 'aborted(oom)',
-    'integer overflow', 'array buffer allocation failed', 'invalid typed array length'];
+    'integer overflow', 'tensor shape is too large', 'array buffer allocation failed',
+    'invalid typed array length'];
   if (full.some((words) => text.includes(words))) return 'memory';
   // no backend: the runtime itself did not start, and the model is not to blame
   const refused = error instanceof Refused && !text.includes('no available backend');
