@@ -18,6 +18,7 @@ from exporter.devices.device import Missing
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 _SCANS = 5
+_PLACE_LIMIT = 40  # characters
 
 
 def find_chromium() -> str | None:
@@ -57,8 +58,10 @@ def profile() -> Iterator[Path]:
     Afterwards it is gone, and with it every process that was told to use it. They do not end with
     Node: playwright gives the browser a session of its own.
     """
-    # A short name: the path of a Unix socket in it must stay below 108 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="exporter-")).resolve()
+    # The path of a Unix socket in it must stay below 108 bytes, or Chromium ends at once.
+    usual = Path(tempfile.gettempdir()).resolve()
+    place = usual if len(str(usual)) <= _PLACE_LIMIT else Path("/tmp").resolve()
+    folder = Path(tempfile.mkdtemp(prefix="exporter-", dir=place))
     try:
         yield folder
     finally:

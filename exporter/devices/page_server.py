@@ -43,11 +43,9 @@ def served(files: Mapping[str, Path], posted: Mapping[str, Path]) -> Iterator[st
     """
     start = f"/{secrets.token_urlsafe(16)}/"
 
-    class Handler(_Handler):
-        get = {start + name: path for name, path in files.items()}
-        post = {start + name: path for name, path in posted.items()}
-
-    server = _Server(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.files = {start + name: path for name, path in files.items()}
+    server.posted = {start + name: path for name, path in posted.items()}
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -60,6 +58,8 @@ def served(files: Mapping[str, Path], posted: Mapping[str, Path]) -> Iterator[st
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    files: Mapping[str, Path]
+    posted: Mapping[str, Path]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing: a browser that was stopped cuts its connections."""
@@ -67,14 +67,14 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    get: Mapping[str, Path]
-    post: Mapping[str, Path]
+    server: _Server
 
     def do_GET(self) -> None:
         """Send a file."""
-        path = self.get.get(self.path)
+        path = self.server.files.get(self.path)
         if path is None:
-            return self._end(404)
+            self._end(404)
+            return
         with path.open("rb") as file:
             self.send_response(200)
             self.send_header("Content-Length", str(path.stat().st_size))
@@ -84,17 +84,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Take a file."""
-        path = self.post.get(self.path)
+        path = self.server.posted.get(self.path)
         length = self.headers.get("Content-Length", "")
         if path is None or not length.isdigit():
             self.close_connection = True  # its body was not read
-            return self._end(404)
+            self._end(404)
+            return
         left = int(length)
         with path.open("wb") as file:
             while left:
                 part = self.rfile.read(min(left, _CHUNK_BYTES))
                 if not part:
-                    return self._end(400)
+                    self._end(400)
+                    return
                 file.write(part)
                 left -= len(part)
         self._end(204)

@@ -1,4 +1,4 @@
-"""The folder that travels to onnxruntime-web and back: what wire.py lays out, as JavaScript reads it.
+"""The folder that travels to onnxruntime-web and back, laid out as JavaScript reads it.
 
 Arrays lie in one file, little endian, each at a multiple of 8 bytes, and JSON tells which is where.
 """
@@ -158,7 +158,7 @@ def _made(name: str, feeds: Feeds, device: str) -> Any:
 def _graph_inputs(model: Path) -> dict[str, Any] | None:
     """Input -> numpy type; None for what is no ONNX file, which the runtime shall refuse itself."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         graph = onnx.load(str(model / _MODEL_FILE), load_external_data=False).graph

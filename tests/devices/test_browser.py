@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import psutil
 import pytest
 
 from exporter.devices import browser, chromium
@@ -44,6 +47,13 @@ def phone() -> Device:
 
 
 @pytest.fixture(scope="module")
+def own() -> Device:
+    """The browser as it is, which starts sooner."""
+    web_parts.usable("browser:1x")
+    return open_device("browser:1x")
+
+
+@pytest.fixture(scope="module")
 def as_phone(phone: Device, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, np.ndarray]:
     """What a slowed phone answered for external data and its cost, and what the host answers."""
     model = web_parts.external(tmp_path_factory.mktemp("phone") / "m")
@@ -63,6 +73,26 @@ def profiles(monkeypatch) -> list[Path]:
 
     monkeypatch.setattr(chromium.tempfile, "mkdtemp", noted)
     return given
+
+
+@pytest.fixture
+def short_place() -> Iterator[Path]:
+    """A directory for the temporary files of one process, with a path that Chromium takes."""
+    with tempfile.TemporaryDirectory(prefix="x-") as folder:
+        yield Path(folder).resolve()
+
+
+def _page(place: Callable[[], Path | None]) -> psutil.Process | None:
+    """The process of the browser that computes, once it does."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        folder = place()
+        for process in chromium.users(folder) if folder else []:
+            with contextlib.suppress(psutil.Error):
+                if process.cpu_times().user > 1 and "--type=renderer" in process.cmdline():
+                    return process
+        time.sleep(0.2)
+    return None
 
 
 def _nothing_left(profile: Path) -> bool:
@@ -93,8 +123,7 @@ def test_the_cpu_was_slowed_for_the_cost_and_not_for_the_answers(
     assert len(ran.costs["run"]) == 3
 
 
-def test_not_slowed_down_it_is_no_phone(phone: Device, tmp_path: Path) -> None:
-    own = open_device("browser:1x")
+def test_not_slowed_down_it_is_no_phone(own: Device, tmp_path: Path) -> None:
     assert (own.traits.cost, own.traits.emulated) == ("ms", False)
     model = web_parts.echoes(tmp_path / "m")
     feeds = web_parts.echo_feeds(2)
@@ -107,22 +136,22 @@ def test_not_slowed_down_it_is_no_phone(phone: Device, tmp_path: Path) -> None:
     assert ran.facts["threads"] == 2
 
 
-def test_a_language_model_reads_and_writes_with_its_cache(phone: Device, tmp_path: Path) -> None:
+def test_a_language_model_reads_and_writes_with_its_cache(own: Device, tmp_path: Path) -> None:
     model = cached_decoder(tmp_path / "m")
     workload = Workload(prompt_length=3, decode_tokens=4)
     job = Job(model.directory, feeds={"input_ids": np.array([[3, 1, 4]])}, workload=workload)
-    there, here = (d.run(job, timeout_s=60) for d in (phone, open_device("local")))
+    there, here = (d.run(job, timeout_s=60) for d in (own, open_device("local")))
     np.testing.assert_array_equal(there.tokens, here.tokens)
     np.testing.assert_allclose(there.logits, here.logits, atol=1e-4)
     assert sorted(there.costs) == ["decode", "prefill"]
 
 
-def test_an_unknown_operator_is_named(phone: Device, tmp_path: Path) -> None:
-    with pytest.raises(DeviceRefused, match=r"browser:phone: .*Frobnicate"):
-        phone.run(Job(web_parts.stranger(tmp_path / "m").directory), timeout_s=60)
+def test_an_unknown_operator_is_named(own: Device, tmp_path: Path) -> None:
+    with pytest.raises(DeviceRefused, match=r"browser:1x: .*Frobnicate"):
+        own.run(Job(web_parts.stranger(tmp_path / "m").directory), timeout_s=60)
 
 
-def test_webgpu_is_not_told_of_a_gpu_in_software(phone: Device, monkeypatch) -> None:
+def test_webgpu_is_not_told_of_a_gpu_in_software(own: Device, monkeypatch) -> None:
     if not browser._has_gpu():
         with pytest.raises(DeviceMissing, match="a WebGPU adapter"):
             open_device("browser:webgpu")
@@ -134,7 +163,7 @@ def test_webgpu_is_not_told_of_a_gpu_in_software(phone: Device, monkeypatch) -> 
         browser.KIND.open("webgpu", {})
 
 
-def test_webgpu_in_software_answers_and_has_no_cost(phone: Device, tmp_path: Path) -> None:
+def test_webgpu_in_software_answers_and_has_no_cost(own: Device, tmp_path: Path) -> None:
     try:
         device = open_device("browser:webgpu-software")
     except DeviceMissing as error:
@@ -149,67 +178,68 @@ def test_webgpu_in_software_answers_and_has_no_cost(phone: Device, tmp_path: Pat
 
 
 def test_time_is_over_and_the_browser_is_gone(
-    phone: Device, tmp_path: Path, profiles: list[Path]
+    own: Device, tmp_path: Path, profiles: list[Path]
 ) -> None:
     model = web_parts.endless(tmp_path / "m")
     with pytest.raises(DeviceTimeout, match="not finished after 3 s"):
-        phone.run(Job(model.directory, (ENDLESS,)), timeout_s=3)
+        own.run(Job(model.directory, (ENDLESS,)), timeout_s=3)
     assert _nothing_left(profiles[-1])
 
 
-def test_a_page_that_dies(phone: Device, tmp_path: Path, profiles: list[Path]) -> None:
+def test_a_page_that_dies(own: Device, tmp_path: Path, profiles: list[Path]) -> None:
     model = web_parts.endless(tmp_path / "m")
 
     def kill() -> None:
-        """Kill the page, which is the process of the browser that computes."""
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
-            time.sleep(0.2)
-            for process in chromium.users(profiles[-1]) if profiles else []:
-                if process.cpu_times().user > 2 and "--type=renderer" in process.cmdline():
-                    return process.kill()
+        page = _page(lambda: profiles[-1] if profiles else None)
+        if page:
+            page.kill()
 
     thread = threading.Thread(target=kill)
     thread.start()
     with pytest.raises(DeviceKilled, match="the page or the browser died"):
-        phone.run(Job(model.directory, (ENDLESS,)), timeout_s=60)
+        own.run(Job(model.directory, (ENDLESS,)), timeout_s=60)
     thread.join()
     assert _nothing_left(profiles[-1])
 
 
-def test_interrupted_and_the_browser_is_gone(phone: Device, tmp_path: Path) -> None:
+def test_interrupted_and_the_browser_is_gone(
+    own: Device, tmp_path: Path, short_place: Path
+) -> None:
     """Control-C reaches this process and not the browser, which has a session of its own."""
     model = web_parts.endless(tmp_path / "m")
-    (tmp_path / "places").mkdir()
     code = (
-        "import sys, numpy as np; from pathlib import Path\n"
+        "import numpy as np; from pathlib import Path\n"
         "from exporter.devices.device import Job; from exporter.devices.registry import *\n"
         "calls = ({'x': np.ones((1, 512), np.float32)},)\n"
         f"job = Job(Path({str(model.directory)!r}), calls)\n"
-        "open_device('browser').run(job, timeout_s=60)\n"
+        "open_device('browser:1x').run(job, timeout_s=60)\n"
     )
-    # Its temporary files lie where no other process has any.
-    own = os.environ | {"TMPDIR": str(tmp_path / "places")}
-    process = subprocess.Popen([sys.executable, "-c", code], env=own, stderr=subprocess.PIPE)
-    end = time.monotonic() + 30
-    while time.monotonic() < end and not _computing(tmp_path / "places"):
-        time.sleep(0.2)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TMPDIR": str(short_place)},
+        stderr=subprocess.PIPE,
+    )
+    assert _page(lambda: short_place)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert b"KeyboardInterrupt" in stderr
-    assert list((tmp_path / "places").iterdir()) == []
-    assert chromium.users(tmp_path / "places") == []
-
-
-def _computing(places: Path) -> bool:
-    found = chromium.users(places)
-    return any(p.cpu_times().user > 1 and "--type=renderer" in p.cmdline() for p in found)
+    assert list(short_place.iterdir()) == []
+    assert chromium.users(short_place) == []
 
 
 @pytest.mark.parametrize("rate", [0.5, "fast", True, float("nan")])
 def test_a_rate_that_is_none(rate: object) -> None:
     with pytest.raises(ProfileError, match="throttle must be a number from 1 to 100"):
         browser.KIND.open("phone", {"throttle": rate})
+
+
+def test_a_long_temporary_directory_is_not_given_to_chromium(tmp_path: Path, monkeypatch) -> None:
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    monkeypatch.setattr(chromium.tempfile, "tempdir", str(long))
+    with chromium.profile() as folder:
+        assert len(str(folder)) < 60
+    assert not folder.exists()
 
 
 def test_the_profile_may_set_the_rate() -> None:
@@ -247,10 +277,3 @@ def test_only_named_files_are_served_and_only_under_the_secret_address(tmp_path:
     assert (tmp_path / "out").read_bytes() == b"\0" * 5
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{address}page.html")
-
-
-def test_package_files_name_no_machine() -> None:
-    for path in browser.SCRIPTS.iterdir():
-        text = path.read_text(encoding="utf-8")
-        assert "/usr/" not in text
-        assert json.dumps("resolved") not in text

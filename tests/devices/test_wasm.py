@@ -145,7 +145,7 @@ def test_a_file_too_large_for_javascript(tmp_path: Path, monkeypatch) -> None:
     model = product(tmp_path / "m", 8)
     monkeypatch.setattr(web_wire, "_FILE_LIMIT_BYTES", 100)
     (tmp_path / "job").mkdir()
-    with pytest.raises(DeviceRefused, match="must be < 2 GiB, model.onnx has"):
+    with pytest.raises(DeviceRefused, match=r"must be < 2 GiB, model\.onnx has"):
         web_wire.pack_web(Job(model.directory), tmp_path / "job", "d", provider="wasm", threads=1)
 
 

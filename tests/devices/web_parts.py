@@ -108,7 +108,10 @@ def four_bits(directory: Path) -> OnnxModel:
                 ["x", "w", "scales"],
                 ["y"],
                 domain="com.microsoft",
-                **{"K": 64, "N": 16, "bits": 4, "block_size": 32},
+                K=64,
+                N=16,
+                bits=4,
+                block_size=32,
             )
         ],
         {"x": (TensorProto.FLOAT, ["batch", 64])},

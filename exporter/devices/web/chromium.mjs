@@ -1,7 +1,7 @@
 // The device browser, outside the page: `node chromium.mjs PLAYWRIGHT FOLDER PROFILE`.
 //
 // Starts Chromium as FOLDER/browser.json says, with PROFILE as its empty user data directory, lets
-// the page do the job and writes FOLDER/result.json. PROFILE stays last: it tells the processes apart.
+// the page do the job and writes FOLDER/result.json.
 //   {"executable": PATH, "url": URL of page.html, "phone": NAME or null, "throttle": RATE,
 //    "sandbox": BOOL, "arguments": [...]}
 import { readFile, writeFile } from 'node:fs/promises';
@@ -10,6 +10,12 @@ import { pathToFileURL } from 'node:url';
 
 const [library, folder, profile] = process.argv.slice(2);
 const WIRE = 1;
+
+class Died extends Error {
+  constructor() {
+    super('the page or the browser died: as a rule memory was full');
+  }
+}
 
 // A phone's metrics with the version that the browser really has, in its user agent too.
 async function disguise(devtools, phone) {
@@ -50,6 +56,8 @@ async function main() {
   await page.goto(setup.url);
   const result = await page.evaluate(async () => {
     return (await import('./page.mjs')).job(window.throttle);
+  }).catch((error) => {
+    throw /crashed|has been closed/.test(error.message) ? new Died() : error;
   });
   result.facts = { ...result.facts, browser: context.browser().version(), throttle_rates: rates };
   await context.close();
@@ -60,14 +68,8 @@ let result;
 try {
   result = await main();
 } catch (error) {
-  const message = String(error.message ?? error);
-  const gone = /crashed|has been closed/.test(message);
-  result = {
-    wire: WIRE,
-    error: gone
-      ? { reason: 'memory', message: 'the page or the browser died: as a rule memory was full' }
-      : { reason: 'failed', message },
-  };
+  const reason = error instanceof Died ? 'memory' : 'failed';
+  result = { wire: WIRE, error: { reason, message: String(error.message ?? error) } };
 }
 await writeFile(join(folder, 'result.json'), JSON.stringify(result));
 process.exit(0);
