@@ -28,7 +28,9 @@ export async function run(ort, spec, read, throttle = async () => {}) {
     const [result, outputs] = await answered(ort, spec, read, throttle);
     return [{ wire: WIRE, runtime: ort.env.versions.web, ...result }, outputs];
   } catch (error) {
-    return [{ wire: WIRE, error: { reason: reason(error), message: message(error) } }, null];
+    const why = reason(error);
+    const start = why === 'memory' ? 'memory was full (WebAssembly has 4 GiB at most): ' : '';
+    return [{ wire: WIRE, error: { reason: why, message: start + message(error) } }, null];
   }
 }
 
@@ -240,7 +242,7 @@ async function refusals(call) {
 function message(error) {
   // A C++ exception that nobody caught arrives as the number of its place in memory.
   if (typeof error === 'number') return `onnxruntime-web stopped (${error})`;
-  return String(error?.message ?? error);
+  return String(error?.message ?? error).trim();
 }
 
 // Why it failed, in the word that the wire has for it. 32-bit addresses end at 4 GiB: a tensor
