@@ -173,12 +173,14 @@ def stranger(directory: Path) -> OnnxModel:
 
 
 def hungry(directory: Path) -> OnnxModel:
-    """A graph that makes a tensor of `n` numbers of 4 bytes and sums it up."""
+    """A graph that holds two tensors of `n` numbers of 4 bytes at once."""
     return save(
         directory,
         [
             helper.make_node("ConstantOfShape", ["n"], ["big"]),
-            helper.make_node("ReduceSum", ["big"], ["y"]),
+            helper.make_node("Neg", ["big"], ["other"]),
+            helper.make_node("Sub", ["big", "other"], ["both"]),
+            helper.make_node("ReduceSum", ["both"], ["y"]),
         ],
         {"n": (TensorProto.INT64, [1])},
         {"y": (TensorProto.FLOAT, [1])},
