@@ -25,6 +25,7 @@ from exporter.devices.device import Device, Job, Ran
 from exporter.devices.page_server import served
 from exporter.devices.registry import kind_of, open_device
 from exporter.errors import (
+    DeviceError,
     DeviceKilled,
     DeviceMissing,
     DeviceRefused,
@@ -199,6 +200,19 @@ def test_a_page_that_dies(own: Device, tmp_path: Path, profiles: list[Path]) -> 
     with pytest.raises(DeviceKilled, match="the page or the browser died"):
         own.run(Job(model.directory, (ENDLESS,)), timeout_s=60)
     thread.join()
+    assert _nothing_left(profiles[-1])
+
+
+def test_a_browser_that_does_not_start(
+    own: Device, tmp_path: Path, monkeypatch, profiles: list[Path]
+) -> None:
+    broken = tmp_path / "chromium"
+    broken.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CHROMIUM", str(broken))
+    with pytest.raises(DeviceError, match="Chromium did not start: broken") as caught:
+        own.run(Job(web_parts.echoes(tmp_path / "m").directory), timeout_s=30)
+    assert type(caught.value) is DeviceError
     assert _nothing_left(profiles[-1])
 
 

@@ -32,6 +32,16 @@ async function disguise(devtools, phone) {
   });
 }
 
+// Why Chromium did not start, from playwright's message, which ends with what it printed.
+function unstarted(message) {
+  if (message.includes('No usable sandbox')) {
+    return "Chromium's sandbox must start for this user, and did not; allow unprivileged user "
+      + 'namespaces (sysctl kernel.unprivileged_userns_clone=1), or run as root in a container';
+  }
+  const said = [...message.matchAll(/\[err\] (.*)/g)].map((line) => line[1]);
+  return `Chromium did not start: ${said.length ? said.join('; ') : message.split('\n')[0]}`;
+}
+
 async function main() {
   const setup = JSON.parse(await readFile(join(folder, 'browser.json')));
   const { chromium, devices } = await import(pathToFileURL(library));
@@ -42,6 +52,8 @@ async function main() {
     args: setup.arguments,
     timeout: 0, // whoever started this stops it
     ...(phone ?? {}),
+  }).catch((error) => {
+    throw new Error(unstarted(error.message));
   });
   context.setDefaultTimeout(0);
   const page = context.pages()[0] ?? (await context.newPage());
@@ -69,7 +81,8 @@ try {
   result = await main();
 } catch (error) {
   const reason = error instanceof Died ? 'memory' : 'failed';
-  result = { wire: WIRE, error: { reason, message: String(error.message ?? error) } };
+  const message = String(error.message ?? error);
+  result = { wire: WIRE, error: { reason, message } };
 }
 await writeFile(join(folder, 'result.json'), JSON.stringify(result));
 process.exit(0);
