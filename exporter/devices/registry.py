@@ -13,6 +13,8 @@ from exporter.errors import DeviceMissing, InputError
 # name -> module of this room whose KIND it is
 KINDS = {
     "local": "local",
+    "wasm": "wasm",
+    "browser": "browser",
 }
 
 

@@ -88,6 +88,18 @@ def unpack(folder: Path, job: Job, device: str) -> tuple[Ran, dict[str, Any]]:
         DeviceError: the runner failed there, speaks another version, or what came back is not
             what it sent.
     """
+    result = read_result(folder, device)
+    with np.load(sent_outputs(folder / OUTPUTS, result, device), allow_pickle=False) as loaded:
+        arrays = dict(loaded)
+    return ran(job, result, arrays), result
+
+
+def read_result(folder: Path, device: str) -> dict[str, Any]:
+    """The result that a runner left in `folder`.
+
+    Raises:
+        DeviceError: there is none, it is of another version, or it tells of an error.
+    """
     try:
         result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -98,17 +110,28 @@ def unpack(folder: Path, job: Job, device: str) -> tuple[Ran, dict[str, Any]]:
         )
     if "error" in result:
         raise told(device, result["error"])
-    path = folder / OUTPUTS
+    return result
+
+
+def sent_outputs(path: Path, result: Mapping[str, Any], device: str) -> Path:
+    """`path`, which has the hash that `result` tells of the outputs.
+
+    Raises:
+        DeviceError: it has not.
+    """
     if not path.is_file() or sha256_file(path) != result.get("outputs_sha256"):
         raise DeviceError(f"{device}: the outputs that came back are not those that were sent.")
-    with np.load(path, allow_pickle=False) as loaded:
-        arrays = dict(loaded)
+    return path
+
+
+def ran(job: Job, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> Ran:
+    """A result and its arrays, "I/NAME", "tokens" and "logits", as what came back from `job`."""
     outputs: list[dict[str, Any]] = [{} for _ in job.calls]
     for key, array in arrays.items():
         index, _, name = key.partition("/")
         if index.isdigit() and int(index) < len(outputs):
             outputs[int(index)][name] = array
-    ran = Ran(
+    return Ran(
         outputs=tuple(outputs),
         tokens=arrays.get("tokens"),
         logits=arrays.get("logits"),
@@ -119,7 +142,6 @@ def unpack(folder: Path, job: Job, device: str) -> tuple[Ran, dict[str, Any]]:
         runtime=str(result.get("runtime", "")),
         facts=dict(result.get("facts", {})),
     )
-    return ran, result
 
 
 def told(device: str, error: Mapping[str, Any]) -> DeviceError:
