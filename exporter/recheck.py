@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from exporter.artifact import MANIFEST, Artifact, load_artifact
 from exporter.cache import Cache, default_cache_directory
@@ -23,7 +21,6 @@ from exporter.evidence import (
     read_scores,
     refusing,
 )
-from exporter.graph.model import OnnxModel
 from exporter.judge.conditions import remarks
 from exporter.judge.devices import METRICS as DEVICE_METRICS
 from exporter.judge.devices import judge_devices
@@ -34,11 +31,12 @@ from exporter.judge.memory import judge_memory
 from exporter.judge.reading import Reading, readings_to_json
 from exporter.judge.size import judge_size, measure_size
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, overall
-from exporter.models.examples import Development, Examples, Feeds, Test, load_examples
+from exporter.models.examples import Feeds
 from exporter.models.scores import Scores
 from exporter.models.tasks import Task, get_task
 from exporter.pipeline import Result
 from exporter.progress import Progress, Silent
+from exporter.remains import Remains, remains
 from exporter.report.document import Report
 from exporter.report.wording import explain
 from exporter.ship.bundle import EVIDENCE
@@ -46,17 +44,6 @@ from exporter.stages import answers, workload_feeds
 from exporter.surveying import ask, asked, missing, uncached
 from exporter.target import Budget, DeviceEntry, Target, load_target
 from exporter.toml import validated
-
-
-@dataclass(frozen=True)
-class _Here:
-    """What of a finished run is still on this machine."""
-
-    candidate: OnnxModel
-    reference: OnnxModel | None
-    quality_reference: OnnxModel | None
-    examples: Examples[Test] | None
-    development: Examples[Development] | None
 
 
 def check(
@@ -88,7 +75,7 @@ def check(
     found = load_artifact(artifact)
     profile = target_of(found, target)
     task = get_task(str(fact(found, "source", "task")))
-    here = _look(found, Cache(cache or default_cache_directory()), reference)
+    here = remains(found, Cache(cache or default_cache_directory()), reference)
     seed, evidence = _seed(found), f"{found.directory}/{EVIDENCE}"
     notes: list[str] = []
     before, after = _scores(found, here, task, shown, notes)
@@ -167,44 +154,9 @@ def _seed(artifact: Artifact) -> int:
         return int(seed)
 
 
-def _look(artifact: Artifact, cache: Cache, reference: Path | None) -> _Here:
-    def graph(name: str) -> OnnxModel | None:
-        entry = cache.find("exported", _key(artifact, name))
-        return OnnxModel(entry / "model") if entry else None
-
-    def examples(name: str) -> Path | None:
-        return cache.find("examples", _key(artifact, name))
-
-    test = examples("test")
-    # artifacts made before devices were asked do not name it
-    development = examples("development") if "development" in stages_of(artifact) else None
-    given = None
-    if reference is not None:
-        given = OnnxModel(reference)
-        if not given.path.is_file():
-            raise ArtifactError(
-                f"--reference {reference}",
-                "must be a directory with a model.onnx",
-                remedy="give the exported float32 model's directory.",
-            )
-    return _Here(
-        OnnxModel(artifact.model_directory),
-        given or graph("reference"),
-        graph("quality_reference"),
-        load_examples(test, Test) if test else None,
-        load_examples(development, Development) if development else None,
-    )
-
-
-def stages_of(artifact: Artifact) -> dict[str, Any]:
-    """Names of stages and their keys, as the manifest tells them."""
-    found = fact(artifact, "stages")
-    return found if isinstance(found, dict) else {}
-
-
 def _devices(
     artifact: Artifact,
-    here: _Here,
+    here: Remains,
     profile: Target,
     task: Task,
     on: Sequence[str],
@@ -253,21 +205,8 @@ def _devices(
     return profile, readings
 
 
-def _key(artifact: Artifact, name: str) -> str:
-    """A stage's key in the manifest; nothing else may say where in the cache is looked."""
-    key = fact(artifact, "stages", name)
-    if not (isinstance(key, str) and re.fullmatch(r"[0-9a-f]{32}(\.[0-9]{1,6})?", key)):
-        raise ArtifactError(
-            f"{artifact.directory}/{MANIFEST}: stages.{name}",
-            "must be 32 hex digits",
-            got=repr(key)[:80],
-            remedy="do not trust the artifact.",
-        )
-    return key
-
-
 def _scores(
-    artifact: Artifact, here: _Here, task: Task, progress: Progress, notes: list[str]
+    artifact: Artifact, here: Remains, task: Task, progress: Progress, notes: list[str]
 ) -> tuple[Scores, Scores]:
     """Scores of reference and candidate: anew where that is possible, else the evidence."""
     before, after = read_scores(artifact, "reference"), read_scores(artifact, "candidate")
@@ -283,7 +222,7 @@ def _scores(
     return before, task.relate(before, after)
 
 
-def _feeds(artifact: Artifact, here: _Here, target: Target, task: Task) -> Feeds | None:
+def _feeds(artifact: Artifact, here: Remains, target: Target, task: Task) -> Feeds | None:
     """One batch of the workload, made from the files that ship."""
     from exporter.models.load import preprocessor_from
 
@@ -297,7 +236,7 @@ def _feeds(artifact: Artifact, here: _Here, target: Target, task: Task) -> Feeds
 
 def _without_reference(
     artifact: Artifact,
-    here: _Here,
+    here: Remains,
     target: Target,
     before: Scores,
     after: Scores,

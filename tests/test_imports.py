@@ -34,6 +34,7 @@ TOP = (
     "shipping",
     "pipeline",
     "evidence",
+    "remains",
     "recheck",
     "running",
     "mismatches",

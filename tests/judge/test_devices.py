@@ -11,6 +11,7 @@ import pytest
 
 from exporter.devices.device import Ran
 from exporter.errors import ArtifactError
+from exporter.judge.agreement import difference
 from exporter.judge.devices import devices_not_judged, judge_devices
 from exporter.judge.reading import (
     Agreement,
@@ -19,7 +20,7 @@ from exporter.judge.reading import (
     readings_from_json,
     readings_to_json,
 )
-from exporter.judge.survey import cost_of, difference
+from exporter.judge.survey import cost_of
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, overall
 from exporter.target import Target, Workload, load_target
 
