@@ -232,7 +232,6 @@ def _scores_of(
     outputs: tuple[Outputs, ...],
     examples: Examples[Any],
     at_home: Home,
-    reference: OnnxModel,
 ) -> Scores:
     """The task's scores of outputs that came back from a device, in the order of the calls."""
     left = iter(outputs)
