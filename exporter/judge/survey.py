@@ -119,7 +119,7 @@ def survey(
         there=agreement(
             at_home.reference,
             after.outputs,
-            _scores_of(task, after.outputs, examples, at_home, reference),
+            _scores_of(task, after.outputs, examples, at_home),
         ),
         same_tokens=same_tokens(at_home.tokens, after.tokens),
         candidate=cost_of(after, workload),
