@@ -13,6 +13,8 @@ from exporter.errors import DeviceMissing, InputError
 # name -> module of this room whose KIND it is
 KINDS = {
     "local": "local",
+    "arm64": "arm64",
+    "x86-64": "x86_64",
 }
 
 
