@@ -34,6 +34,8 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    # It starts a thread, which writes a database and sends what was run.
+    "ORT_DISABLE_TELEMETRY": "1",
 }
 
 
