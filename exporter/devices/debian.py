@@ -43,6 +43,7 @@ APT::Get::Assume-Yes "true";
 APT::Sandbox::User "{user}";
 Acquire::Languages "none";
 Acquire::PDiffs "false";
+Acquire::GzipIndexes "true";
 Acquire::Retries "2";
 Acquire::http::Timeout "30";
 Acquire::https::Timeout "30";
@@ -53,7 +54,6 @@ Acquire::IndexTargets::deb::Packages {{
   Description "$(RELEASE)/$(COMPONENT) $(ARCHITECTURE) Packages";
   flatDescription "$(RELEASE) Packages";
 }};
-Binary::apt::APT::Keep-Downloaded-Packages "true";
 Dir::State "{folder}/state";
 Dir::State::lists "{folder}/lists";
 Dir::State::status "{folder}/state/status";
