@@ -62,6 +62,8 @@ Dir::State::lists "{folder}/lists";
 Dir::State::status "{folder}/state/status";
 Dir::State::extended_states "{folder}/state/extended_states";
 Dir::Cache "{folder}/cache";
+Dir::Cache::pkgcache "pkgcache.bin";
+Dir::Cache::srcpkgcache "srcpkgcache.bin";
 Dir::Cache::archives "{folder}/archives";
 Dir::Log "{folder}/log";
 """
@@ -165,7 +167,11 @@ def _private_apt(architecture: str) -> Iterator[_Apt]:
             _CONFIGURATION.format(architecture=architecture, user=user, folder=folder.resolve()),
             encoding="utf-8",
         )
-        yield _Apt(configuration, folder / "archives")
+        try:
+            yield _Apt(configuration, folder / "archives")
+        finally:
+            for path in (folder / "cache").glob("*.bin"):
+                path.unlink()
 
 
 class _Apt:
