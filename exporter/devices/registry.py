@@ -15,6 +15,8 @@ KINDS = {
     "local": "local",
     "wasm": "wasm",
     "browser": "browser",
+    "arm64": "arm64",
+    "x86-64": "x86_64",
 }
 
 
