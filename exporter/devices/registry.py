@@ -14,7 +14,6 @@ from exporter.errors import DeviceMissing, InputError
 KINDS = {
     "local": "local",
     "ssh": "ssh",
-    "adb": "adb",
 }
 
 

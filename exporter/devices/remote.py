@@ -166,7 +166,9 @@ class RemoteDevice(PythonDevice):
         Files of the names `back` are written into `folder`. Returns when the other side is done,
         the connection broke or `timeout_s` and GRACE_S are over; none of its processes is left.
         """
-        files = [[path.relative_to(folder or path).as_posix(), path.stat().st_size] for path in sent]
+        files = [
+            [path.relative_to(folder or path).as_posix(), path.stat().st_size] for path in sent
+        ]
         job = {"tmp": self.tmp, "timeout_s": timeout_s, "back": back}
         job["files"] = files if folder else None
         source = Path(carrier.__file__).read_bytes()

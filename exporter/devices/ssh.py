@@ -23,7 +23,9 @@ _OPTIONS = {
     "ServerAliveCountMax": "3",
 }
 _FAILED = 255  # exit status of ssh when it is ssh that failed
-_PLACE = re.compile(r"(?:[^@/\s-][^@/\s]*@)?(?:[^@/:\[\]\s-][^@/:\[\]\s]*|\[[0-9a-fA-F:.%]+\])(?::\d+)?")
+_PLACE = re.compile(
+    r"(?:[^@/\s-][^@/\s]*@)?(?:[^@/:\[\]\s-][^@/:\[\]\s]*|\[[0-9a-fA-F:.%]+\])(?::\d+)?"
+)
 
 
 class Ssh(RemoteDevice):
