@@ -14,6 +14,7 @@ from exporter.errors import DeviceMissing, InputError
 KINDS = {
     "local": "local",
     "ssh": "ssh",
+    "adb": "adb",
 }
 
 

@@ -81,7 +81,7 @@ def started(tmp: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             within = process.environ().get("TMPDIR", "").startswith(str(tmp))
-            if within and "sshd" not in process.name():
+            if within and process.name() not in ("sshd", "adbd"):
                 found.append(process)
     return found
 

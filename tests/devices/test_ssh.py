@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,11 +34,10 @@ from exporter.errors import (
 )
 from exporter.graph.session import open_run
 from exporter.target import Workload
+from tests.devices.ending import X, ending_of, endless_job
 from tests.devices.graphs import cached_decoder, product
 from tests.devices.sshd import ABSENT, Server, free_port, small_disk, sshd
 from tests.devices.test_devices import timed
-
-X = {"x": np.arange(256, dtype=np.float32)[None]}
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +58,7 @@ def device(server: Server) -> Device:
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A job that works until it is stopped."""
-    model = product(tmp_path_factory.mktemp("endless") / "m", 256)
-    return Job(model.directory, feeds=X, repeats=10**9)
-
-
-def _meanwhile(
-    device: Device, job: Job, act: Callable[[], object], timeout_s: float = 30
-) -> BaseException | None:
-    """How `job` ended when `act` was done while it worked."""
-    caught: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            device.run(job, timeout_s=timeout_s)
-        except BaseException as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    act()
-    thread.join(30)
-    return caught[0] if caught else None
+    return endless_job(tmp_path_factory.mktemp("endless"))
 
 
 def test_the_device_tells_what_it_is(device: Device, server: Server) -> None:
@@ -135,7 +113,7 @@ def test_time_is_over(device: Device, server: Server, endless: Job) -> None:
 
 
 def test_a_runner_that_hangs(device: Device, server: Server, endless: Job) -> None:
-    error = _meanwhile(device, endless, lambda: server.runner().suspend(), timeout_s=3)
+    error = ending_of(device, endless, lambda: server.runner().suspend(), timeout_s=3)
     assert type(error) is DeviceTimeout
     assert server.left() == []
 
@@ -152,7 +130,7 @@ def test_a_device_that_no_longer_answers(
         for process in frozen:
             process.suspend()
 
-    error = _meanwhile(device, endless, freeze, timeout_s=2)
+    error = ending_of(device, endless, freeze, timeout_s=2)
     assert type(error) is DeviceTimeout
     # the device stops what runs on it by its own clock: its sshd is still frozen
     assert server.left() == []
@@ -166,13 +144,13 @@ def test_a_device_that_no_longer_answers(
 def test_a_runner_that_is_killed(
     device: Device, server: Server, endless: Job, number: signal.Signals, kind: type
 ) -> None:
-    error = _meanwhile(device, endless, lambda: server.runner().send_signal(number))
+    error = ending_of(device, endless, lambda: server.runner().send_signal(number))
     assert type(error) is kind
     assert server.left() == []
 
 
 def test_even_the_carrier_is_killed(device: Device, server: Server, endless: Job) -> None:
-    error = _meanwhile(device, endless, lambda: _parent(server.runner()).kill())
+    error = ending_of(device, endless, lambda: _parent(server.runner()).kill())
     assert type(error) is DeviceKilled
     assert server.left() == []
 
@@ -189,7 +167,7 @@ def test_the_connection_breaks(device: Device, server: Server, endless: Job) -> 
         for process in server.sessions():
             process.kill()
 
-    error = _meanwhile(device, endless, cut)
+    error = ending_of(device, endless, cut)
     assert type(error) is DeviceLost, error
     assert server.left() == []
 
