@@ -1,10 +1,13 @@
 """Android devices and boards behind the Android Debug Bridge: `adb:SERIAL`.
 
-Android has no Python of its own. The interpreter that settings["python"] names must be reachable
-for the user that `adb shell` gives: one in a chroot or on an unlocked (`adb root`) device, or that
-of a debuggable app, such as the debug build of Termux, by `run-as`. Termux as it is in the stores
-keeps its files to itself; there its SSH server is the way in: `adb forward tcp:8022 tcp:8022` and
-`ssh://127.0.0.1:8022`.
+Android has no Python of its own, and PyPI has no onnxruntime for it. What works without root is
+Termux and its SSH server: there `pkg install openssh python-numpy python-onnxruntime` and `sshd`,
+here `adb forward tcp:8022 tcp:8022` and the device `ssh://127.0.0.1:8022`.
+
+This kind of device is for an interpreter that `adb shell` itself can start, named by
+settings["python"]: on boards with an adbd and an ordinary Linux; in a chroot after `adb root`; or
+that of a debuggable app by `run-as`, with settings["tmp"] in that app's own files. Termux from the
+stores is not debuggable.
 """
 
 from __future__ import annotations

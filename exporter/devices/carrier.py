@@ -76,6 +76,7 @@ def hello() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_mib": int(memory[0]) // 1024 if memory else None,
         "os": f"{platform.system()} {platform.release()}",
+        "android": hasattr(sys, "getandroidapilevel"),
         "python": platform.python_version(),
         "onnxruntime": _version("onnxruntime"),
         "numpy": _version("numpy"),
@@ -217,8 +218,8 @@ def main() -> None:
     job = json.loads(sys.stdin.buffer.readline())
     parent = job["tmp"] or tempfile.gettempdir()
     deadline = time.monotonic() + job["timeout_s"]
-    # Whatever hangs, be it the stream to a machine that vanished, ends then.
-    signal.setitimer(signal.ITIMER_REAL, job["timeout_s"] + MARGIN_S)
+    # Whatever hangs, be it the stream from a machine that vanished, ends then.
+    signal.setitimer(signal.ITIMER_REAL, job["timeout_s"])
     sweep(parent)
     send({"frame": "hello", **hello()})
     if job["files"] is None:
@@ -227,6 +228,7 @@ def main() -> None:
     try:
         with own_folder(parent) as folder:
             receive(sys.stdin.buffer, folder, job["files"])
+            signal.setitimer(signal.ITIMER_REAL, deadline - time.monotonic() + MARGIN_S)
             end.update(run(folder, deadline))
             send_back(folder, job["back"])
     except (EOFError, BrokenPipeError):

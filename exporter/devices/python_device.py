@@ -11,7 +11,7 @@ from typing import Any
 
 from exporter.devices.device import Device, Job, Ran
 from exporter.devices.wire import pack, pack_timing, unpack, unpack_timing
-from exporter.errors import DeviceRefused
+from exporter.errors import DeviceError
 from exporter.models.examples import Feeds
 from exporter.progress import Progress, Silent
 from exporter.target import Workload
@@ -79,11 +79,10 @@ class PythonDevice(Device):
             model -> phase -> ms by the device's clock, one a round; one index is one round.
 
         Raises:
-            DeviceError: the class says how it ended; DeviceRefused also for a device whose time
-                is not time.
+            DeviceError: the class says how it ended; also for a device whose time is not time.
         """
         if self.traits.cost != "ms":
-            raise DeviceRefused(
+            raise DeviceError(
                 f"{self.traits.name}: it is emulated, so that its time says nothing; "
                 "time on real hardware, such as ssh://user@host."
             )

@@ -134,12 +134,15 @@ class RemoteDevice(PythonDevice):
     def _has_runtime(self, hello: Mapping[str, Any]) -> None:
         lacks = [name for name in ("onnxruntime", "numpy") if hello[name] is None]
         if lacks:
+            # PyPI has no build for Android; Termux has its own.
+            pip = f"{self.python} -m pip install onnxruntime numpy"
+            command = "pkg install python-numpy python-onnxruntime" if hello["android"] else pip
             raise DeviceMissing(
                 f"--on {self.traits.name}",
                 f"its Python {hello['python']} must have onnxruntime and numpy",
                 got=f"no {' and no '.join(lacks)}",
-                remedy=f"run there: {self.python} -m pip install onnxruntime numpy; or name "
-                "another interpreter on it as python in the device's settings.",
+                remedy=f"run there: {command}; or make a virtual environment there that has them, "
+                "and name its interpreter as python in the device's settings.",
             )
 
     def _silent(self, heard: _Heard, timeout_s: float) -> ExporterError:

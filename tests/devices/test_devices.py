@@ -100,7 +100,7 @@ def test_time_that_is_not_time_is_not_taken(tmp_path: Path) -> None:
     device = open_device("local")
     assert isinstance(device, PythonDevice)
     device.traits = dataclasses.replace(device.traits, cost="instructions")
-    with pytest.raises(DeviceRefused, match="emulated"):
+    with pytest.raises(DeviceError, match="emulated"):
         device.time({}, {}, Workload(), threads=1, rounds=5, timeout_s=60)
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import psutil
@@ -109,6 +110,19 @@ def test_a_model_that_the_runtime_refuses(device: Device, server: Server, tmp_pa
 def test_time_is_over(device: Device, server: Server, endless: Job) -> None:
     with pytest.raises(DeviceTimeout, match="not finished after 1 s"):
         device.run(endless, timeout_s=1)
+    assert server.left() == []
+
+
+def test_time_is_over_before_the_job_has_arrived(
+    device: Device, server: Server, endless: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_the_head_only(stream: IO[bytes], head: bytes, sent: list[Path]) -> None:
+        stream.write(head)
+        stream.flush()
+
+    monkeypatch.setattr(remote, "_write", write_the_head_only)
+    with pytest.raises(DeviceTimeout):
+        device.run(endless, timeout_s=0.5)
     assert server.left() == []
 
 
