@@ -243,13 +243,16 @@ def _frames(stream: IO[bytes], folder: Path | None, back: list[str]) -> Iterator
     """The carrier's frames, the files among them written to `folder`; ends when the stream does.
 
     Raises:
-        DeviceError: the other side sends a file that was not asked for.
+        DeviceError: the other side sends a file that was not asked for, or what is no frame.
     """
     for line in stream:
         # A login script that prints something comes first.
         if not line.startswith(carrier.START) or not line.endswith(b"\n"):
             continue
-        frame: dict[str, Any] = json.loads(line[len(carrier.START) :])
+        try:
+            frame: dict[str, Any] = json.loads(line[len(carrier.START) :])
+        except ValueError as error:
+            raise DeviceError(f"what the device sent is damaged: {line[:80]!r}") from error
         if frame["frame"] == "file":
             if folder is None or frame["name"] not in back:
                 raise DeviceError(f"the device sent a file that no one asked for: {frame['name']}")

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -68,9 +69,9 @@ def adbd() -> Iterator[Bridge]:
     with tempfile.TemporaryDirectory(prefix="adb-") as root:  # a socket's path must be short
         tmp = Path(root) / "tmp"
         tmp.mkdir()
-        socket = f"localfilesystem:{root}/server"
+        address = f"localfilesystem:{root}/server"
         env = {**os.environ, "HOME": root}
-        server = f"exec adb -L {socket} nodaemon server"
+        server = f"exec adb -L {address} nodaemon server"
         script = f"ip link set lo up; TMPDIR={tmp} {ADBD} & {server}"
         with (Path(root) / "log").open("wb") as log:
             namespace = subprocess.Popen(
@@ -82,15 +83,20 @@ def adbd() -> Iterator[Bridge]:
                 start_new_session=True,
             )
         try:
-            bridge = Bridge({"ADB_SERVER_SOCKET": socket}, tmp, _daemon(namespace.pid))
+            bridge = Bridge({"ADB_SERVER_SOCKET": address}, tmp, _daemon(namespace.pid))
             # A client that finds no server starts one of its own, outside.
-            assert eventually((Path(root) / "server").exists), (Path(root) / "log").read_text()
+            assert eventually(lambda: _listens(f"{root}/server")), (Path(root) / "log").read_text()
             bridge.connect()
             yield bridge
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(namespace.pid, signal.SIGKILL)
             namespace.wait()
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
 
 
 def _daemon(namespace: int) -> psutil.Process:
