@@ -127,7 +127,7 @@ def test_time_is_over_before_the_job_has_arrived(
 
 
 def test_a_runner_that_hangs(device: Device, server: Server, endless: Job) -> None:
-    error = ending_of(device, endless, lambda: server.runner().suspend(), timeout_s=3)
+    error = ending_of(device, endless, lambda: server.runner().suspend(), timeout_s=5)
     assert type(error) is DeviceTimeout
     assert server.left() == []
 
@@ -144,7 +144,7 @@ def test_a_device_that_no_longer_answers(
         for process in frozen:
             process.suspend()
 
-    error = ending_of(device, endless, freeze, timeout_s=2)
+    error = ending_of(device, endless, freeze, timeout_s=4)
     assert type(error) is DeviceTimeout
     # the device stops what runs on it by its own clock: its sshd is still frozen
     assert server.left() == []
