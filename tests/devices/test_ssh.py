@@ -296,7 +296,8 @@ def test_names_are_urls(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["ssh", "ssh://", "ssh://a b", "ssh://-oProxyCommand=x", "ssh://a/b"]
 )
-def test_what_is_no_place_is_refused(name: str) -> None:
+def test_what_is_no_place_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/ssh")  # it is not even started
     with pytest.raises(InputError, match="ssh://user@host"):
         open_device(name)
 
