@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from exporter.errors import (
     DeviceKilled,
     DeviceRefused,
 )
+from exporter.models.examples import Feeds
+from exporter.target import Workload
 
 WIRE = 1
 RUNNER = Path(__file__).resolve().with_name("runner.py")
@@ -30,7 +32,13 @@ SPEC, FEEDS, RESULT, OUTPUTS, MODEL = (
     "model",
 )
 # What a model directory holds beside weights that its session needs.
+<<<<<<< HEAD
 _WITH_MODEL = ("session.json", "config.json")
+=======
+_WITH_MODEL = ("session.json",)
+# A prompt is cut to the context that config.json names.
+_TIMED = (*_WITH_MODEL, "config.json")
+>>>>>>> wip-remote
 _KILLED, _ILLEGAL = 9, 4
 _BY_REASON: dict[str, type[DeviceError]] = {
     "disk": DeviceDisk,
@@ -70,13 +78,59 @@ def pack(job: Job, folder: Path, *, marks: bool = False, link: bool = False) -> 
         "outputs": OUTPUTS,
     }
     (folder / SPEC).write_text(json.dumps(spec), encoding="utf-8")
-    (folder / MODEL).mkdir()
-    for path in sorted(job.model.iterdir()):
-        if path.name.startswith("model.onnx") or path.name in _WITH_MODEL:
+    _lay_model(job.model, folder / MODEL, _WITH_MODEL, link=link)
+
+
+def pack_timing(
+    models: Mapping[str, Path],
+    feeds: Feeds,
+    workload: Workload,
+    folder: Path,
+    *,
+    threads: int,
+    rounds: int,
+    openings: int = 1,
+    seed: int = 0,
+    link: bool = False,
+) -> None:
+    """Lay out a paired, interleaved timing of `models` in the empty `folder`, as `pack` does a job.
+
+    It adds result.json only, which `unpack_timing` reads.
+
+    Args:
+        models: name -> directory with model.onnx.
+        feeds: one batch of `workload`.
+        rounds, openings, seed: see `exporter.devices.timing.time_models`.
+    """
+    shutil.copyfile(RUNNER, folder / RUNNER.name)
+    arrays: Mapping[str, Any] = feeds
+    np.savez(folder / FEEDS, **arrays)
+    places = {name: f"{MODEL}/{index}" for index, name in enumerate(models)}
+    spec = {
+        "wire": WIRE,
+        "job": "time",
+        "models": places,
+        "feeds": FEEDS,
+        "workload": workload.model_dump(),
+        "threads": threads,
+        "rounds": rounds,
+        "openings": openings,
+        "limit_seconds": None,
+        "seed": seed,
+    }
+    (folder / SPEC).write_text(json.dumps(spec), encoding="utf-8")
+    for name, directory in models.items():
+        _lay_model(directory, folder / places[name], _TIMED, link=link)
+
+
+def _lay_model(model: Path, folder: Path, companions: Sequence[str], *, link: bool) -> None:
+    folder.mkdir(parents=True)
+    for path in sorted(model.iterdir()):
+        if path.name.startswith("model.onnx") or path.name in companions:
             if link:
-                (folder / MODEL / path.name).symlink_to(path.resolve())
+                (folder / path.name).symlink_to(path.resolve())
             else:
-                shutil.copyfile(path, folder / MODEL / path.name)
+                shutil.copyfile(path, folder / path.name)
 
 
 def unpack(folder: Path, job: Job, device: str) -> tuple[Ran, dict[str, Any]]:
@@ -88,6 +142,7 @@ def unpack(folder: Path, job: Job, device: str) -> tuple[Ran, dict[str, Any]]:
         DeviceError: the runner failed there, speaks another version, or what came back is not
             what it sent.
     """
+<<<<<<< HEAD
     result = read_result(folder, device)
     with np.load(sent_outputs(folder / OUTPUTS, result, device), allow_pickle=False) as loaded:
         arrays = dict(loaded)
@@ -119,6 +174,10 @@ def sent_outputs(path: Path, result: Mapping[str, Any], device: str) -> Path:
     Raises:
         DeviceError: it has not.
     """
+=======
+    result = _result(folder, device)
+    path = folder / OUTPUTS
+>>>>>>> wip-remote
     if not path.is_file() or sha256_file(path) != result.get("outputs_sha256"):
         raise DeviceError(f"{device}: the outputs that came back are not those that were sent.")
     return path
@@ -142,6 +201,30 @@ def ran(job: Job, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> Ran:
         runtime=str(result.get("runtime", "")),
         facts=dict(result.get("facts", {})),
     )
+
+
+def unpack_timing(folder: Path, device: str) -> dict[str, dict[str, list[float]]]:
+    """Model -> phase -> ms of each round, as the runner told in `folder`; one index, one round.
+
+    Raises:
+        DeviceError: as `unpack`.
+    """
+    times: dict[str, dict[str, list[float]]] = _result(folder, device)["times_ms"]
+    return times
+
+
+def _result(folder: Path, device: str) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"{device}: no readable result came back ({error}).") from error
+    if result.get("wire") != WIRE:
+        raise DeviceError(
+            f"{device}: the result is of wire version {result.get('wire')}, not {WIRE}."
+        )
+    if "error" in result:
+        raise told(device, result["error"])
+    return result
 
 
 def told(device: str, error: Mapping[str, Any]) -> DeviceError:
