@@ -31,14 +31,9 @@ SPEC, FEEDS, RESULT, OUTPUTS, MODEL = (
     "outputs.npz",
     "model",
 )
-# What a model directory holds beside weights that its session needs.
-<<<<<<< HEAD
+# What a model directory holds beside weights that its session needs; a prompt is cut to the context
+# that config.json names.
 _WITH_MODEL = ("session.json", "config.json")
-=======
-_WITH_MODEL = ("session.json",)
-# A prompt is cut to the context that config.json names.
-_TIMED = (*_WITH_MODEL, "config.json")
->>>>>>> wip-remote
 _KILLED, _ILLEGAL = 9, 4
 _BY_REASON: dict[str, type[DeviceError]] = {
     "disk": DeviceDisk,
@@ -120,7 +115,7 @@ def pack_timing(
     }
     (folder / SPEC).write_text(json.dumps(spec), encoding="utf-8")
     for name, directory in models.items():
-        _lay_model(directory, folder / places[name], _TIMED, link=link)
+        _lay_model(directory, folder / places[name], _WITH_MODEL, link=link)
 
 
 def _lay_model(model: Path, folder: Path, companions: Sequence[str], *, link: bool) -> None:
@@ -142,7 +137,6 @@ def unpack(folder: Path, job: Job, device: str) -> tuple[Ran, dict[str, Any]]:
         DeviceError: the runner failed there, speaks another version, or what came back is not
             what it sent.
     """
-<<<<<<< HEAD
     result = read_result(folder, device)
     with np.load(sent_outputs(folder / OUTPUTS, result, device), allow_pickle=False) as loaded:
         arrays = dict(loaded)
@@ -174,10 +168,6 @@ def sent_outputs(path: Path, result: Mapping[str, Any], device: str) -> Path:
     Raises:
         DeviceError: it has not.
     """
-=======
-    result = _result(folder, device)
-    path = folder / OUTPUTS
->>>>>>> wip-remote
     if not path.is_file() or sha256_file(path) != result.get("outputs_sha256"):
         raise DeviceError(f"{device}: the outputs that came back are not those that were sent.")
     return path
@@ -209,22 +199,8 @@ def unpack_timing(folder: Path, device: str) -> dict[str, dict[str, list[float]]
     Raises:
         DeviceError: as `unpack`.
     """
-    times: dict[str, dict[str, list[float]]] = _result(folder, device)["times_ms"]
+    times: dict[str, dict[str, list[float]]] = read_result(folder, device)["times_ms"]
     return times
-
-
-def _result(folder: Path, device: str) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DeviceError(f"{device}: no readable result came back ({error}).") from error
-    if result.get("wire") != WIRE:
-        raise DeviceError(
-            f"{device}: the result is of wire version {result.get('wire')}, not {WIRE}."
-        )
-    if "error" in result:
-        raise told(device, result["error"])
-    return result
 
 
 def told(device: str, error: Mapping[str, Any]) -> DeviceError:
