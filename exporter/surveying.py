@@ -150,6 +150,7 @@ def ask(
                 at_home,
                 feeds,
                 workload,
+                target,
                 runs(one.entry),
             )
         )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from exporter.judge.latency import judge_latency
 from exporter.judge.reading import Reading
+from exporter.judge.survey import host_of
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, Judgement, Verdict, judged
-from exporter.target import DEVICE_FAILURES, Budget, Target
+from exporter.target import DEVICE_FAILURES, Budget, Target, Workload
 
 METRICS = (
     DEVICE_FAILURES,
@@ -35,6 +38,8 @@ def judge_devices(readings: Sequence[Reading], target: Target, task: str) -> lis
             judgement = _instructions(budget, readings)
         elif metric == "board_memory_mib":
             judgement = _memory(budget, readings)
+        elif metric == "latency_p95_ms":
+            judgement = _p95(budget, readings, target)
         elif metric in _FIGURES:
             judgement = _worst(budget, readings, *_FIGURES[metric])
         else:
@@ -174,6 +179,28 @@ def _instructions(budget: Budget, readings: Sequence[Reading]) -> Judgement | No
         value_unit="M",
         count=1,
     )
+
+
+def _p95(budget: Budget, readings: Sequence[Reading], target: Target) -> Judgement | None:
+    """Real time on a device of the target's class; the slowest of them decides."""
+    told = [
+        replace(judgement, reason=f"On {reading.device}: {judgement.reason}")
+        for reading in readings
+        if reading.status == "ran"
+        and reading.times_ms is not None
+        and not reading.emulated
+        and (
+            judgement := judge_latency(
+                budget,
+                target,
+                host_of(reading, target),
+                reading.times_ms,
+                Workload(decode_tokens=max(reading.decode_tokens, 1)),
+            )
+        )
+        is not None
+    ]
+    return max(told, key=lambda judgement: judgement.measured or 0.0, default=None)
 
 
 def _memory(budget: Budget, readings: Sequence[Reading]) -> Judgement | None:

@@ -18,6 +18,7 @@ from exporter.judge.size import judge_size
 from exporter.judge.slices import METRICS as SLICE_METRICS
 from exporter.judge.slices import judge_slices
 from exporter.judge.statistics import proportion_bounds
+from exporter.judge.survey import host_of
 from exporter.judge.verdict import Judgement
 from exporter.models.scores import Scores
 from exporter.target import Budget, Evidence, Target
@@ -103,7 +104,11 @@ def not_judged(
                 f"{metric} was not judged: the examples have no groups. Name a column of the "
                 "data with --slice."
             )
-        if metric == "latency_p95_ms" and not matches(measurements.host, target):
+        if (
+            metric == "latency_p95_ms"
+            and not matches(measurements.host, target)
+            and not any(matches(host_of(r, target), target) for r in readings if r.times_ms)
+        ):
             wanted = ", ".join([target.isa, *target.features, f"{target.threads} threads"])
             told.append(
                 f"latency_p95_ms was not judged: {measurements.host.get('cpu', 'this machine')} "

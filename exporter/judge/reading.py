@@ -79,6 +79,11 @@ class Reading:
         same_tokens: share of greedily written tokens that are those written here.
         smallest_mib: "reference", "candidate" -> smallest memory of a board on which it ran;
             None for a model that did not run at any size tried.
+        features: of its CPU, in a profile's words.
+        times_ms: on real hardware, "reference" and "candidate" -> phase -> ms, one a round; both
+            ran once a round, in turns.
+        decode_tokens: that a language model wrote each time.
+        ratio_low, ratio_high: confidence bounds of the ratio of those times.
         facts: what else it told of itself.
     """
 
@@ -100,6 +105,11 @@ class Reading:
     reference: Cost = field(default_factory=Cost)
     candidate: Cost = field(default_factory=Cost)
     smallest_mib: dict[str, int | None] | None = None
+    features: tuple[str, ...] = ()
+    times_ms: dict[str, dict[str, list[float]]] | None = None
+    decode_tokens: int = 0
+    ratio_low: float | None = None
+    ratio_high: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from exporter.devices.device import Device, Job, Ran
 from exporter.devices.local import KIND as LOCAL
+from exporter.devices.python_device import PythonDevice
 from exporter.errors import (
     DeviceCpu,
     DeviceError,
@@ -26,12 +28,13 @@ from exporter.graph.model import OnnxModel
 from exporter.graph.saturation import saturations
 from exporter.graph.session import OnnxRun, open_run
 from exporter.judge.agreement import Answers, agreement, difference, same_tokens
+from exporter.judge.latency import phase_latencies, rounds_for
 from exporter.judge.reading import Cost, Reading
 from exporter.models.examples import Development, Examples, Feeds, Outputs
 from exporter.models.scores import Scores
 from exporter.models.tasks import Task
 from exporter.progress import Progress
-from exporter.target import VNNI, DeviceEntry, Workload
+from exporter.target import VNNI, DeviceEntry, Target, Workload
 
 # The reference need not answer as much as the candidate: its float32 outputs agree or they do not.
 FLOAT_CALLS = 3
@@ -93,6 +96,7 @@ def survey(
     at_home: Home,
     feeds: Feeds,
     workload: Workload,
+    target: Target,
     run: Runs,
 ) -> Reading:
     """Run both models on `device` and say how they agree with here and what they cost.
@@ -106,7 +110,8 @@ def survey(
     may = _may_saturate(device, candidate)
 
     def job(model: OnnxModel, calls: tuple[Feeds, ...]) -> Job:
-        return Job(model.directory, calls, feeds, workload)
+        threads = target.threads if device.traits.cost == "ms" else 1
+        return Job(model.directory, calls, feeds, workload, threads=threads)
 
     try:
         after = run(device, job(candidate, at_home.candidate.calls))
@@ -130,11 +135,70 @@ def survey(
         before = run(device, job(reference, calls))
     except DeviceError as error:
         return replace(found, float_reason=str(error))
-    return replace(
+    found = replace(
         found,
         float_difference=difference(at_home.reference.outputs[: len(calls)], before.outputs),
         reference=cost_of(before, workload),
     )
+    if not (isinstance(device, PythonDevice) and device.traits.cost == "ms"):
+        return found
+    models = {"reference": reference.directory, "candidate": candidate.directory}
+    try:
+        return _timed(found, device, models, feeds, workload, target, entry.timeout_s)
+    except DeviceError as error:
+        return replace(found, facts={**found.facts, "timing": str(error)})
+
+
+def _timed(
+    found: Reading,
+    device: PythonDevice,
+    models: dict[str, Path],
+    feeds: Feeds,
+    workload: Workload,
+    target: Target,
+    timeout_s: float,
+) -> Reading:
+    """The reading with times of both models, taken in turns on the device itself.
+
+    Raises:
+        DeviceError: it came to no end.
+    """
+    times = device.time(
+        models,
+        feeds,
+        workload,
+        threads=target.threads,
+        rounds=rounds_for(target, host_of(found, target)),
+        openings=1,
+        timeout_s=timeout_s,
+        seed=target.recipe.seed,
+    )
+    confidence = target.evidence.confidence
+    answer, *phases = phase_latencies(times["reference"], times["candidate"], workload, confidence)
+    sides = {}
+    for side in ("reference", "candidate"):
+        each = {p.phase: getattr(p, f"{side}_p50_ms") for p in phases or [answer]}
+        if not phases:
+            each = {"run": each["answer"]}
+        whole = getattr(answer, f"{side}_p50_ms")
+        sides[side] = replace(getattr(found, side), answer=whole, phases=each, spread=None)
+    return replace(
+        found,
+        **sides,
+        times_ms=times,
+        decode_tokens=workload.decode_tokens,
+        ratio_low=answer.ratio_low,
+        ratio_high=answer.ratio_high,
+    )
+
+
+def host_of(reading: Reading, target: Target) -> dict[str, Any]:
+    """A device as `exporter.devices.host.matches` wants it; it has the cores that it ran on."""
+    return {
+        "isa": reading.isa,
+        "features": reading.features,
+        "cores": reading.facts.get("cores", target.threads),
+    }
 
 
 def costs_only(
@@ -170,6 +234,7 @@ def _of(device: Device, entry: DeviceEntry, examples: int) -> Reading:
         isa=traits.isa,
         emulated=traits.emulated,
         unit=traits.cost,
+        features=traits.features,
         examples=examples,
     )
 

@@ -72,7 +72,7 @@ def _cells(reading: Mapping[str, Any]) -> tuple[str, ...]:
         _both(_fixed(there.get("cosine")), _fixed(here.get("cosine"))),
         _both(_score(there), _score(here)),
         cost(after.get("answer"), unit),
-        with_unit(ratio, "×"),
+        with_unit(ratio, "×") + _between(reading),
         cost(after.get("load"), unit),
         _memory(reading, after),
     )
@@ -86,6 +86,11 @@ def _part(reading: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _both(there: str, here: str) -> str:
     """A figure of the device, and the same here where it differs."""
     return there if there == here or here == ABSENT else f"{there}, here {here}"
+
+
+def _between(reading: Mapping[str, Any]) -> str:
+    low, high = reading.get("ratio_low"), reading.get("ratio_high")
+    return "" if low is None or high is None else f", {number(low)} to {number(high)}"
 
 
 def _flips(agreement: Mapping[str, Any]) -> str:
