@@ -41,14 +41,24 @@ def install(
     names: Annotated[
         list[str] | None, typer.Argument(help="Kinds, such as arm64; none: all of them.")
     ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="Those that a profile lists.")
+    ] = None,
     debug: Debug_ = False,
 ) -> None:
     """Fetch what devices need and can be had without root, into the user's cache."""
     with reporting_errors(debug, False):
         from exporter.devices.listing import install as run
         from exporter.display import progress_for
+        from exporter.target import load_target
 
-        told, complete = run(names or [], progress_for(stderr()))
+        wanted = list(names or [])
+        if target is not None:
+            wanted += [entry.name for entry in load_target(target).devices]
+            if not wanted:
+                typer.echo(f"{target} lists no devices")
+                return
+        told, complete = run(wanted, progress_for(stderr()))
         typer.echo(told)
         sys.exit(0 if complete else 2)
 

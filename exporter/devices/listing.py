@@ -41,12 +41,15 @@ def listed() -> list[Listed]:
 def install(names: Sequence[str], progress: Progress) -> tuple[str, bool]:
     """Fetch what the named kinds (none: all) need; the outcome in words, and whether it is whole.
 
+    Whole is what was asked for: with names, that each of them is ready; without, that whatever can
+    be fetched without root was.
+
     Raises:
         InputError: a name is unknown.
         DeviceError: a download failed or is not what its hash says.
     """
     chosen = [kind_of(name)[0] for name in names] if names else kinds()
-    told = []
+    told, whole = [], True
     for kind in dict.fromkeys(chosen):
         lacks = kind.missing(_default(kind))
         if any(m.installable for m in lacks) or not lacks:
@@ -54,12 +57,13 @@ def install(names: Sequence[str], progress: Progress) -> tuple[str, bool]:
                 kind.install(progress)
             except DeviceMissing as error:
                 told.append(f"{kind.name}: {error}")
+                whole = whole and not names
                 continue
             lacks = kind.missing(_default(kind))
         told += [f"{kind.name}: {m.what} is missing; {m.remedy}" for m in lacks]
-        if not lacks:
-            told.append(f"{kind.name}: ready")
-    return "\n".join(told), all(line.endswith(": ready") for line in told)
+        told += [] if lacks else [f"{kind.name}: ready"]
+        whole = whole and not (lacks if names else [m for m in lacks if m.installable])
+    return "\n".join(told), whole
 
 
 def as_text(rows: Sequence[Listed]) -> str:
