@@ -41,8 +41,8 @@ from exporter.report.document import Report
 from exporter.report.wording import explain
 from exporter.ship.bundle import EVIDENCE
 from exporter.stages import answers, workload_feeds
-from exporter.surveying import ask, asked, missing, uncached
-from exporter.target import Budget, DeviceEntry, Target, load_target
+from exporter.surveying import ask, asked, entry_for, missing, uncached
+from exporter.target import Budget, Target, load_target
 from exporter.toml import validated
 
 
@@ -52,6 +52,7 @@ def check(
     target: str | Path | Target | None = None,
     reference: Path | None = None,
     on: Sequence[str] = (),
+    python: str | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -66,6 +67,7 @@ def check(
         reference: directory of the float32 model.onnx.
         on: devices to ask, as `exporter devices` lists them; "profile" stands for those that the
             profile lists. What others told when the artifact was made is judged again as it is.
+        python: interpreter on devices behind ssh or adb; None takes the profile's, else python3.
 
     Raises:
         ArtifactError: it is no artifact, or a file differs from the manifest.
@@ -80,7 +82,7 @@ def check(
     notes: list[str] = []
     before, after = _scores(found, here, task, shown, notes)
     feeds = _feeds(found, here, profile, task)
-    profile, readings = _devices(found, here, profile, task, on, feeds, shown)
+    profile, readings = _devices(found, here, profile, task, on, python, feeds, shown)
 
     raw = read_json(found, "report.json")
     with refusing(f"{found.directory}/report.json", "must be a report"):
@@ -160,6 +162,7 @@ def _devices(
     profile: Target,
     task: Task,
     on: Sequence[str],
+    python: str | None,
     feeds: Feeds | None,
     progress: Progress,
 ) -> tuple[Target, tuple[Reading, ...]]:
@@ -169,8 +172,11 @@ def _devices(
     """
     known = {entry.name for entry in profile.devices}
     named = [name for name in dict.fromkeys(on) if name != "profile"]
-    extra = [DeviceEntry(name=name, required=True) for name in named if name not in known]
-    profile = profile.model_copy(update={"devices": (*profile.devices, *extra)})
+    extra = [entry_for(name, required=True) for name in named if name not in known]
+    entries = (*profile.devices, *extra)
+    if python is not None:
+        entries = tuple(e.model_copy(update={"python": python}) for e in entries)
+    profile = profile.model_copy(update={"devices": entries})
     wanted = {*named, *(known if "profile" in on else ())}
     opened = [one for one in asked(profile) if one.entry.name in wanted]
     for one in opened:

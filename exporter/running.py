@@ -29,6 +29,7 @@ from exporter.models.tasks import Task, get_task
 from exporter.models.text import label_names
 from exporter.progress import Progress, Silent
 from exporter.recheck import target_of
+from exporter.surveying import entry_for, settings_of
 from exporter.target import Workload
 
 MAX_LENGTH = 512
@@ -74,6 +75,7 @@ def run(
     on: str = "local",
     input_file: Path | str | None = None,
     repeats: int = 3,
+    python: str | None = None,
     timeout_s: float = 900,
     progress: Progress | None = None,
 ) -> Run:
@@ -84,6 +86,7 @@ def run(
         input_file: a text, a picture, a .json or .jsonl file of rows, or an .npz of feeds; None
             makes one of the workload's size.
         repeats: times that the workload is run for its cost.
+        python: interpreter on a device behind ssh or adb; None takes the profile's, else python3.
 
     Raises:
         InputError: artifact, input or device cannot be used.
@@ -92,7 +95,10 @@ def run(
     found = load_artifact(artifact)
     shown = progress or Silent()
     profile = target_of(found)
-    device = open_device(on, {"memory_mib": profile.memory_mib})
+    entries = [entry for entry in profile.devices if entry.name == on]
+    entry = entries[0] if entries else entry_for(on)
+    entry = entry.model_copy(update={"python": python or entry.python})
+    device = open_device(on, settings_of(entry, profile))
     task = get_task(str(fact(found, "source", "task")))
     config = model_config(found)
     from exporter.models.load import preprocessor_from

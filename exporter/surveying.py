@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from exporter.devices.device import Device, Job, Ran
 from exporter.devices.registry import kind_of, open_device
 from exporter.devices.runner import fitted
-from exporter.errors import DeviceMissing
+from exporter.errors import DeviceMissing, InputError
 from exporter.graph.model import OnnxModel
 from exporter.judge.reading import Reading
 from exporter.judge.survey import Home, costs_only, few, home, survey
@@ -47,12 +48,34 @@ def asked(target: Target) -> list[Asked]:
     """
     found = []
     for entry in target.devices:
-        settings = {**entry.model_dump(exclude_none=True), "memory_mib": target.memory_mib}
         try:
-            found.append(Asked(entry, open_device(entry.name, settings)))
+            device = open_device(entry.name, settings_of(entry, target))
+            found.append(Asked(entry, device))
         except DeviceMissing as error:
             found.append(Asked(entry, None, error))
     return found
+
+
+def entry_for(name: str, *, required: bool = False) -> DeviceEntry:
+    """The entry of a device that was named on the command line.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    kind_of(name)
+    try:
+        return DeviceEntry(name=name, required=required)
+    except ValidationError as error:
+        raise InputError(
+            f"--on {name}",
+            "must be a kind, or a kind and an option after a colon",
+            remedy="see exporter devices.",
+        ) from error
+
+
+def settings_of(entry: DeviceEntry, target: Target) -> dict[str, Any]:
+    """What a device is opened with: its entry, and the memory that the profile grants."""
+    return {**entry.model_dump(exclude_none=True), "memory_mib": target.memory_mib}
 
 
 def check_names(target: Target) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from exporter.cli.options import Debug_, Json_, app, finish, stderr
+from exporter.cli.options import Debug_, Json_, Python_, app, finish, stderr
 from exporter.exits import print_json, reporting_errors, write_text
 
 
@@ -33,6 +33,7 @@ def check(
             "--on", help="Device to ask, or `profile` for those of the profile. May repeat."
         ),
     ] = None,
+    python: Python_ = None,
     as_json: Json_ = False,
     debug: Debug_ = False,
 ) -> None:
@@ -46,6 +47,7 @@ def check(
             target=target,
             reference=reference,
             on=on or (),
+            python=python,
             progress=progress_for(stderr()),
         )
         finish(result, as_json)

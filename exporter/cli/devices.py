@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from exporter.cli.options import Debug_, Json_, app, stderr
+from exporter.cli.options import Debug_, Json_, Python_, app, stderr
 from exporter.exits import print_json, reporting_errors
 
 devices = typer.Typer(
@@ -77,6 +77,7 @@ def run(
         typer.Option("--input", "-i", help="Text, picture, .json or .jsonl rows, or .npz feeds."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs for the cost.")] = 3,
+    python: Python_ = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds it may take.")] = 900,
     as_json: Json_ = False,
     debug: Debug_ = False,
@@ -92,6 +93,7 @@ def run(
             on=on,
             input_file=input_file,
             repeats=repeats,
+            python=python,
             timeout_s=timeout,
             progress=progress_for(stderr()),
         )
