@@ -2,7 +2,8 @@
 
 Answers are those of the emulated CPU, bit for bit as its instructions give them. Cost is counted in
 its instructions and repeats exactly: the guest gets the same environment, addresses and seeds each
-time, and one thread. Emulated time is not time and is dropped, as is memory that holds the
+time, and one thread. Between users and machines it is the same to about a thousand instructions: a
+user's number or the path of weights beside a graph moves what is allocated. Emulated time is not time and is dropped, as is memory that holds the
 emulator's own.
 """
 
