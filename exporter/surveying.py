@@ -18,7 +18,7 @@ from exporter.devices.runner import fitted
 from exporter.errors import DeviceMissing, InputError
 from exporter.graph.model import OnnxModel
 from exporter.judge.reading import Reading
-from exporter.judge.survey import Home, costs_only, few, home, survey
+from exporter.judge.survey import Home, costs_only, few, home, survey, tells_cost
 from exporter.judge.survey import missing as missing
 from exporter.models.examples import Development, Examples, Feeds
 from exporter.models.tasks import Task
@@ -97,13 +97,14 @@ def counted(
     """
     readings = []
     for one in asked(context.target) if context.devices else []:
-        if one.device is None or one.device.traits.cost != "instructions":
+        device = one.device
+        if device is None or device.traits.cost != "instructions":
+            continue
+        if not tells_cost(device, context.target):
             continue
         workload = _fitted(context.target, reference, candidate)
         run = _runs(context, one.entry)
-        readings.append(
-            costs_only(one.device, one.entry, reference, candidate, feeds, workload, run)
-        )
+        readings.append(costs_only(device, one.entry, reference, candidate, feeds, workload, run))
     return tuple(readings)
 
 

@@ -15,6 +15,7 @@ from tests.signed import write_keys
 
 # What devices fetched lies in the user's cache. Without it few are usable, so that tests of the
 # chain take seconds; tests/devices/ uses the real one.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["EXPORTER_DEVICES"] = "/nonexistent/devices"
 
 

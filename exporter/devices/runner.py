@@ -39,6 +39,7 @@ import errno
 import gc
 import hashlib
 import json
+import os
 import platform
 import random
 import sys
@@ -512,6 +513,8 @@ def _reason(error: BaseException) -> str:
 
 def main(spec_path: str, result_path: str) -> int:
     """Do the job in `spec_path` and write its result to `result_path`; the exit code."""
+    # onnxruntime would start a thread that reports home, and write a database for it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
     status = 0
     try:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.devices.device import Device, Job, Ran
+from exporter.devices.host import host_isa
 from exporter.devices.local import KIND as LOCAL
 from exporter.devices.python_device import PythonDevice
 from exporter.errors import (
@@ -38,6 +39,8 @@ from exporter.target import VNNI, DeviceEntry, Target, Workload
 
 # The reference need not answer as much as the candidate: its float32 outputs agree or they do not.
 FLOAT_CALLS = 3
+# Runs of the workload for its cost: counts repeat, times do not.
+COUNTS, TIMES = 2, 3
 # Documents are cut into windows: no more of these than so many an example.
 FEEDS_AN_EXAMPLE = 2
 
@@ -79,6 +82,16 @@ def home(
 _HERE_S = 3600.0
 
 
+def tells_cost(device: Device, target: Target) -> bool:
+    """True when a device's cost says more than this machine's time does, or is judged.
+
+    An emulated CPU of this machine's own kind is slow and tells little that time here does not.
+    """
+    if device.traits.cost != "instructions" or target.budgets.instruction_ratio is not None:
+        return True
+    return device.traits.isa != host_isa()
+
+
 def few(examples: Examples[Development], count: int) -> Examples[Development]:
     """The first `count` examples, or fewer where they are cut into many feeds."""
     while count > 1 and len(examples.head(count).feeds) > FEEDS_AN_EXAMPLE * count:
@@ -109,9 +122,13 @@ def survey(
     found = _of(device, entry, len(examples))
     may = _may_saturate(device, candidate)
 
+    costs = feeds if tells_cost(device, target) else None
+    counts = device.traits.cost == "instructions"
+
     def job(model: OnnxModel, calls: tuple[Feeds, ...]) -> Job:
         threads = target.threads if device.traits.cost == "ms" else 1
-        return Job(model.directory, calls, feeds, workload, threads=threads)
+        repeats = COUNTS if counts else TIMES
+        return Job(model.directory, calls, costs, workload, repeats=repeats, threads=threads)
 
     try:
         after = run(device, job(candidate, at_home.candidate.calls))
