@@ -15,6 +15,7 @@ KINDS = {
     "local": "local",
     "arm64": "arm64",
     "x86-64": "x86_64",
+    "board": "board",
 }
 
 
