@@ -24,7 +24,7 @@ def install_programs(folder: Path, packages: Sequence[str], names: Sequence[str]
     """
     whole = folder / "packages"
     unpack(fetch(packages, host_architecture(), dependencies=True), whole)
-    libraries = whole.rglob("*.so.*")
+    libraries = [*whole.rglob("lib*.so*"), *whole.rglob("ld-linux*.so.*")]
     # Of the same name there are also scripts for shells.
     named = (p for name in names for p in whole.rglob(name) if "share" not in p.parts)
     for path in [*libraries, *named]:
