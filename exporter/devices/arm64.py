@@ -8,6 +8,7 @@ for features and /proc/cpuinfo for the core, so that every CPU has a cpuinfo of 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Mapping
@@ -127,12 +128,13 @@ def python_of(system: Path) -> Path:
 
 
 def _contents() -> dict[str, Any]:
-    return {"packages": PACKAGES, "wheels": sha256_file(REQUIREMENTS), "layout": 1}
+    return {"packages": PACKAGES, "wheels": sha256_file(REQUIREMENTS), "layout": 2}
 
 
 def _userland(folder: Path) -> None:
     system = folder / "system"
     unpack(fetch(PACKAGES, "arm64", dependencies=True), system)
+    shutil.rmtree(system / "usr" / "share")
     # Debian has /lib in /usr since 2024; in packages before that it is a folder.
     if not (system / "lib").exists():
         (system / "lib").symlink_to("usr/lib")

@@ -43,6 +43,7 @@ APT::Get::Assume-Yes "true";
 APT::Sandbox::User "{user}";
 Acquire::Languages "none";
 Acquire::PDiffs "false";
+Acquire::GzipIndexes "true";
 Acquire::Retries "2";
 Acquire::http::Timeout "30";
 Acquire::https::Timeout "30";
@@ -53,7 +54,6 @@ Acquire::IndexTargets::deb::Packages {{
   Description "$(RELEASE)/$(COMPONENT) $(ARCHITECTURE) Packages";
   flatDescription "$(RELEASE) Packages";
 }};
-Binary::apt::APT::Keep-Downloaded-Packages "true";
 Dir::State "{folder}/state";
 Dir::State::lists "{folder}/lists";
 Dir::State::status "{folder}/state/status";
@@ -102,7 +102,8 @@ def fetch(names: Sequence[str], architecture: str, *, dependencies: bool) -> lis
         if dependencies:
             found = apt("--simulate", "install", *names)
         else:
-            found = apt("--print-uris", "download", *names)
+            # Where they lie already, it would not name them.
+            found = apt("--print-uris", "download", *names, folder=apt.archives.with_name("log"))
         if found.returncode:
             raise _failed(names, architecture, found, updated)
         fetched = (
@@ -110,7 +111,6 @@ def fetch(names: Sequence[str], architecture: str, *, dependencies: bool) -> lis
         )
         if fetched.returncode:
             raise _failed(names, architecture, fetched, updated)
-        archives = downloads() / f"apt-{architecture}" / "archives"
         if dependencies:
             files = [
                 f"{name}_{version.replace(':', '%3a')}_{kind}.deb"
@@ -118,7 +118,7 @@ def fetch(names: Sequence[str], architecture: str, *, dependencies: bool) -> lis
             ]
         else:
             files = [line.split()[1] for line in found.stdout.splitlines() if line.startswith("'")]
-        paths = sorted(archives / name for name in files)
+        paths = sorted(apt.archives / name for name in files)
         lost = [path.name for path in paths if not path.is_file()]
         if lost or not paths:
             raise DeviceError(f"apt-get ({architecture}): fetched no {', '.join(lost or names)}.")
@@ -159,12 +159,14 @@ def _private_apt(architecture: str) -> Iterator[_Apt]:
 
 class _Apt:
     def __init__(self, configuration: Path, archives: Path) -> None:
-        self._configuration, self._archives = configuration, archives
+        self._configuration, self.archives = configuration, archives
 
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *arguments: str, folder: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = ["apt-get", "-q", "-c", str(self._configuration), *arguments]
         env = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-        return _run(command, self._archives, env)
+        return _run(command, folder or self.archives, env)
 
 
 def _run(command: list[str], folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -1,9 +1,8 @@
 """Older x86-64 CPUs, emulated around this machine's own Python and onnxruntime.
 
-They have AVX2 and no VNNI: their int8 products of unsigned activations and signed weights are
-added in pairs to int16, which saturates. A machine with VNNI never shows that.
-
-A CPU without AVX2, such as Nehalem, is not offered: numpy or onnxruntime need more than it has.
+Haswell and Skylake have AVX2 and no VNNI: products of unsigned activations and signed weights in
+int8 are added in pairs to int16, which saturates. A machine with VNNI never shows that. Nehalem,
+like the Atoms of small boxes, has SSE4.2 and no AVX: there they are exact, and slower.
 """
 
 from __future__ import annotations
@@ -19,7 +18,12 @@ from exporter.devices.host import host_isa
 from exporter.devices.qemu_user import QemuUser
 from exporter.progress import Progress
 
-CPUS = {"haswell": "Haswell", "skylake-client": "Skylake-Client"}
+# option -> (QEMU's word, features in a profile's words)
+CPUS = {
+    "haswell": ("Haswell", ("avx2",)),
+    "skylake-client": ("Skylake-Client", ("avx2",)),
+    "nehalem": ("Nehalem", ()),
+}
 
 
 class X86Kind(DeviceKind):
@@ -37,17 +41,17 @@ class X86Kind(DeviceKind):
 
     def open(self, option: str, settings: Mapping[str, Any]) -> Device:
         """This Python on that CPU."""
-        cpu = CPUS[option or self.options[0]]
-        return x86_device(f"{self.name}:{option or self.options[0]}", cpu)
+        option = option or self.options[0]
+        return x86_device(f"{self.name}:{option}", *CPUS[option])
 
     def install(self, progress: Progress) -> None:
         """Fetch the emulator."""
         install_emulator(progress)
 
 
-def x86_device(name: str, cpu: str) -> QemuUser:
+def x86_device(name: str, cpu: str, features: tuple[str, ...] = ()) -> QemuUser:
     """The device that runs this Python on QEMU's `cpu`."""
-    traits = Traits(name, f"{cpu} (QEMU user mode)", "x86-64", ("avx2",), emulated=True)
+    traits = Traits(name, f"{cpu} (QEMU user mode)", "x86-64", features, emulated=True)
     python = Path(sys.executable)
     return QemuUser(traits, guest="x86_64", cpu=cpu, python=python, shown_as=str(python))
 

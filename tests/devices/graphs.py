@@ -35,6 +35,22 @@ def product(directory: Path, size: int, seed: int = 0) -> OnnxModel:
     )
 
 
+def integer_product(directory: Path, size: int, weight: int | None = None) -> OnnxModel:
+    """x (batch, size) uint8 -> y (batch, size) int32, one MatMulInteger with int8 weights.
+
+    All weights are `weight`: 127, with x at 255, overflows sums of two products in int16.
+    """
+    drawn = np.random.default_rng(0).integers(-127, 128, (size, size))
+    weights = drawn if weight is None else np.full((size, size), weight)
+    return _save(
+        directory,
+        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["batch", size])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, ["batch", size])],
+        {"w": weights.astype(np.int8)},
+    )
+
+
 def cached_decoder(directory: Path) -> OnnxModel:
     """A one-layer language model whose logits depend on the sum of its cache and on positions."""
     rng = np.random.default_rng(0)
