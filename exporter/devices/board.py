@@ -43,6 +43,7 @@ from exporter.progress import Progress
 
 CPU = "cortex-a76"
 MEMORY_MIB = 512
+LEAST_MEMORY_MIB = 32
 DISK_MIB = 64
 _MIB = 1 << 20
 _RAM_AT = 0x4000_0000  # where the machine `virt` has its memory
@@ -67,7 +68,7 @@ class Board(PythonDevice):
     Attributes:
         memory_mib: all of its memory.
         disk_mib: what is free on its disk beside the model.
-        limit_guest_s: its own seconds after which it gives up; None: none.
+        limit_guest_s: its own seconds after which it gives up; None: never.
     """
 
     def __init__(
@@ -89,10 +90,9 @@ class Board(PythonDevice):
 
     def run(self, job: Job, *, timeout_s: float, progress: Progress | None = None) -> Ran:
         """Do `job` there, with one thread; see `Device.run`."""
+        one_thread = dataclasses.replace(job, threads=1)
         try:
-            return super().run(
-                dataclasses.replace(job, threads=1), timeout_s=timeout_s, progress=progress
-            )
+            return super().run(one_thread, timeout_s=timeout_s, progress=progress)
         except DeviceKilled as error:
             raise DeviceKilled(
                 f"{self.traits.name}: killed at {self.memory_mib} MiB: it needs more memory "
@@ -101,6 +101,8 @@ class Board(PythonDevice):
 
     def execute(self, folder: Path, *, timeout_s: float) -> None:
         """Boot, run the runner, power off."""
+        if self.memory_mib < LEAST_MEMORY_MIB:  # its kernel would stop before it can say so
+            raise DeviceKilled(f"{self.traits.name}: the kernel needs {LEAST_MEMORY_MIB} MiB")
         with tempfile.TemporaryDirectory(prefix="exporter-board-") as temporary:
             disk = Path(temporary) / "job.ext4"
             disk_mib = make_image(self.files, disk, folder, free_mib=self.disk_mib, inodes=_INODES)
@@ -152,6 +154,8 @@ class Board(PythonDevice):
                 f"{name}: not finished after {told['over']} s of its clock: it is busy reading "
                 f"again what {self.memory_mib} MiB of memory could not keep; give it more."
             )
+        if "short" in told:
+            raise DeviceKilled(f"{name}: it did nothing but read what memory could not keep")
         if "fail" in told:
             raise DeviceError(f"{name}: the board did not start properly ({told['fail']}).")
         if "exit" in told:

@@ -24,6 +24,24 @@ while read -r name value _; do
 done < /proc/meminfo
 read -r boot_s _ < /proc/uptime
 echo "board: boot_guest_s $boot_s"
+
+# A board that is short of memory but not out of it reads the same pages of programs again and
+# again, and hardly gets on. When that takes a good part of each of three seconds, it will not end.
+watch_memory() {
+    before_us=0 short=0
+    while sleep 1; do
+        while read -r kind _ _ _ total; do
+            case $kind in full) now_us=${total#total=} ;; esac
+        done < /proc/pressure/memory
+        if [ $((now_us - before_us)) -gt 300000 ]; then short=$((short + 1)); else short=0; fi
+        before_us=$now_us
+        if [ $short -ge 3 ]; then
+            echo "board: short $short"
+            poweroff -f
+        fi
+    done
+}
+watch_memory &
 if [ -n "$limit_s" ]; then
     (sleep "$limit_s"; echo "board: over $limit_s"; poweroff -f) &
 fi
