@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.devices.device import Device, Job, Ran
+from exporter.devices.device import Device, Job
 from exporter.errors import DeviceKilled, DeviceTimeout
 from exporter.progress import Progress, Silent
 
-# What a kernel, an init and the programs of a Python take beside the model, roughly.
-_SYSTEM_MIB = 48
+# What a kernel and a Python take without a model: with less, not even the smallest one runs.
+_SYSTEM_MIB = 64
 # A board that reads its programs again and again is not one on which the model runs.
 _SLOWER = 2.0
 # The kernel takes this much beside what the process had at its peak: where the search begins.
@@ -38,7 +38,11 @@ def survives(device: Device, job: Job, *, timeout_s: float) -> bool:
     Raises:
         DeviceError: it failed for another reason than memory.
     """
-    return _run(device, job, timeout_s) is not None
+    try:
+        device.run(job, timeout_s=timeout_s)
+    except (DeviceKilled, DeviceTimeout):
+        return False
+    return True
 
 
 def smallest_memory(
@@ -64,20 +68,22 @@ def smallest_memory(
         timeout_s: of each boot, real time.
 
     Raises:
-        DeviceError: a boot failed for another reason than memory.
+        DeviceError: a boot failed for another reason than memory, or the first was not finished
+            in time.
     """
     once = dataclasses.replace(job, repeats=1, calls=job.calls[:1] if job.feeds is None else ())
     bar_name = f"smallest memory up to {high_mib} MiB"
     with (progress or Silent()).stage(bar_name) as bar:
-        ample = _run(device_factory({"memory_mib": high_mib}), once, timeout_s)
-        bar.advance()
-        if ample is None:
+        try:
+            ample = device_factory({"memory_mib": high_mib}).run(once, timeout_s=timeout_s)
+        except DeviceKilled:
             return None
+        bar.advance()
         limit = math.ceil(_SLOWER * float(ample.facts.get("guest_s", timeout_s)))
         # In steps above `low_mib`; `fails` does not run, or was not asked for, and `runs` does.
         fails, runs = -1, math.ceil((high_mib - low_mib) / step_mib)
         guess = round(((ample.peak_mib or 0) + _BESIDE_PEAK_MIB - low_mib) / step_mib)
-        stride = 1
+        stride, following = 1, 1
         while runs - fails > 1:
             # The guess is good as a rule: go from it in growing strides, and halve what they left.
             middle = (fails + runs) // 2
@@ -87,13 +93,6 @@ def smallest_memory(
                 runs, guess = probe, probe - stride
             else:
                 fails, guess = probe, probe + stride
-            stride *= 2
+            stride, following = following, stride + following
             bar.advance()
         return min(low_mib + runs * step_mib, high_mib)
-
-
-def _run(device: Device, job: Job, timeout_s: float) -> Ran | None:
-    try:
-        return device.run(job, timeout_s=timeout_s)
-    except (DeviceKilled, DeviceTimeout):
-        return None
