@@ -15,12 +15,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from exporter.cache import sha256_file
 from exporter.devices.store import downloads
 from exporter.errors import DeviceError, DeviceMissing
 
 TIMEOUT_S = 600
 # `Inst libc6 (2.36-9 Debian:12/stable [arm64])`, as apt-get says that it would install a package
-_WOULD_INSTALL = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) .*\[(\w+)\]\)", re.MULTILINE)
+_WOULD_INSTALL = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", re.MULTILINE)
+# `'http://...' libc6_2.36-9_arm64.deb 2312832 SHA256:2b0e...`, as it says what it would download
+_NAMED = re.compile(r"^'\S+' (\S+) (\d+) SHA256:([0-9a-f]{64})$", re.MULTILINE)
 _NOT_OFFERED = re.compile(
     r"^E: (?:Unable to locate package|Package '?\S+'? has no installation|"
     r"Can't find a source|Unable to correct problems|Version ).*$",
@@ -59,6 +62,8 @@ Dir::State::lists "{folder}/lists";
 Dir::State::status "{folder}/state/status";
 Dir::State::extended_states "{folder}/state/extended_states";
 Dir::Cache "{folder}/cache";
+Dir::Cache::pkgcache "pkgcache.bin";
+Dir::Cache::srcpkgcache "srcpkgcache.bin";
 Dir::Cache::archives "{folder}/archives";
 Dir::Log "{folder}/log";
 """
@@ -99,30 +104,38 @@ def fetch(names: Sequence[str], architecture: str, *, dependencies: bool) -> lis
         # A third-party source that fails is none of our business: what counts is whether the
         # packages are found. Its complaint is kept for that case.
         updated = apt("update")
+        wanted = list(names)
         if dependencies:
             found = apt("--simulate", "install", *names)
-        else:
-            # Where they lie already, it would not name them.
-            found = apt("--print-uris", "download", *names, folder=apt.archives.with_name("log"))
+            if found.returncode:
+                raise _failed(names, architecture, found, updated)
+            wanted = [f"{name}={version}" for name, version in _WOULD_INSTALL.findall(found.stdout)]
+        # From an empty folder: files that lie in it already would not be named.
+        found = apt("--print-uris", "download", *wanted, folder=apt.archives.with_name("log"))
         if found.returncode:
             raise _failed(names, architecture, found, updated)
-        fetched = (
-            apt("--download-only", "install", *names) if dependencies else apt("download", *names)
-        )
+        files = {
+            apt.archives / name: (int(size), sha256)
+            for name, size, sha256 in _NAMED.findall(found.stdout)
+        }
+        # A shorter file goes on where it was cut; of one that is long enough apt reads no byte.
+        for path, (size, sha256) in files.items():
+            if path.is_file() and path.stat().st_size >= size and sha256_file(path) != sha256:
+                path.unlink()
+        fetched = apt("download", *wanted)
         if fetched.returncode:
             raise _failed(names, architecture, fetched, updated)
-        if dependencies:
-            files = [
-                f"{name}_{version.replace(':', '%3a')}_{kind}.deb"
-                for name, version, kind in _WOULD_INSTALL.findall(found.stdout)
-            ]
-        else:
-            files = [line.split()[1] for line in found.stdout.splitlines() if line.startswith("'")]
-        paths = sorted(apt.archives / name for name in files)
-        lost = [path.name for path in paths if not path.is_file()]
-        if lost or not paths:
-            raise DeviceError(f"apt-get ({architecture}): fetched no {', '.join(lost or names)}.")
-        return paths
+        damaged = [
+            path.name
+            for path, (_, sha256) in files.items()
+            if not path.is_file() or sha256_file(path) != sha256
+        ]
+        if damaged or not files:
+            raise DeviceError(
+                f"apt-get ({architecture}): {', '.join(damaged or names)} did not come whole; "
+                "run it again."
+            )
+        return sorted(files)
 
 
 def unpack(debs: Sequence[Path], root: Path) -> None:
@@ -154,7 +167,11 @@ def _private_apt(architecture: str) -> Iterator[_Apt]:
             _CONFIGURATION.format(architecture=architecture, user=user, folder=folder.resolve()),
             encoding="utf-8",
         )
-        yield _Apt(configuration, folder / "archives")
+        try:
+            yield _Apt(configuration, folder / "archives")
+        finally:
+            for path in (folder / "cache").glob("*.bin"):
+                path.unlink()
 
 
 class _Apt:

@@ -15,7 +15,7 @@ from exporter.cache import sha256_file
 from exporter.devices.debian import fetch, has_apt, host_architecture, unpack
 from exporter.devices.device import Missing
 from exporter.devices.store import install, installed
-from exporter.errors import DeviceError
+from exporter.errors import DeviceError, DeviceMissing
 from exporter.progress import Progress
 
 PACKAGES = ("qemu-user",)
@@ -61,9 +61,16 @@ def install_emulator(progress: Progress) -> None:
 
 
 def emulator_command(guest: str) -> list[str]:
-    """The command that starts qemu-`guest`, which must be installed."""
+    """The command that starts qemu-`guest`.
+
+    Raises:
+        DeviceMissing: it is not installed.
+    """
     root = installed("qemu-user", _CONTENTS)
-    assert root is not None
+    if root is None:
+        raise DeviceMissing(
+            f"qemu-{guest}", "is not installed", remedy="run exporter devices install."
+        )
     loader = next(p for p in sorted(root.rglob("ld-linux-*.so.*")) if not p.is_symlink())
     libraries = sorted({str(p.parent) for p in root.rglob("lib*.so.*")})
     program = str(root / "usr" / "bin" / f"qemu-{guest}")

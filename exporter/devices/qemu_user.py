@@ -2,8 +2,9 @@
 
 Answers are those of the emulated CPU, bit for bit as its instructions give them. Cost is counted in
 its instructions and repeats exactly: the guest gets the same environment, addresses and seeds each
-time, and one thread. Emulated time is not time and is dropped, as is memory that holds the
-emulator's own.
+time, and one thread. Another user's number, or another path of weights beside a graph, moves what
+is allocated: that is some hundred instructions a run. Emulated time is not time and is dropped, as
+is memory that holds the emulator's own.
 """
 
 from __future__ import annotations

@@ -3,10 +3,13 @@
 Haswell and Skylake have AVX2 and no VNNI: products of unsigned activations and signed weights in
 int8 are added in pairs to int16, which saturates. A machine with VNNI never shows that. Nehalem,
 like the Atoms of small boxes, has SSE4.2 and no AVX: there they are exact, and slower.
+
+Float32 takes long here: QEMU emulates the fused multiply-adds of AVX2 at 8 million a second.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +27,7 @@ CPUS = {
     "skylake-client": ("Skylake-Client", ("avx2",)),
     "nehalem": ("Nehalem", ()),
 }
+_FORWARDED = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
 
 
 class X86Kind(DeviceKind):
@@ -53,7 +57,15 @@ def x86_device(name: str, cpu: str, features: tuple[str, ...] = ()) -> QemuUser:
     """The device that runs this Python on QEMU's `cpu`."""
     traits = Traits(name, f"{cpu} (QEMU user mode)", "x86-64", features, emulated=True)
     python = Path(sys.executable)
-    return QemuUser(traits, guest="x86_64", cpu=cpu, python=python, shown_as=str(python))
+    return QemuUser(
+        traits,
+        guest="x86_64",
+        cpu=cpu,
+        python=python,
+        shown_as=str(python),
+        # It may find onnxruntime, or its own libraries, by nothing else.
+        environment={name: os.environ[name] for name in _FORWARDED if name in os.environ},
+    )
 
 
 KIND = X86Kind()

@@ -16,8 +16,16 @@ import pytest
 from exporter.devices import qemu_user
 from exporter.devices.arm64 import CPUS, REQUIREMENTS, arm64_device
 from exporter.devices.device import Job, Ran
+from exporter.devices.emulator import install_emulator
 from exporter.devices.registry import kind_of, open_device
-from exporter.errors import DeviceKilled, DeviceMissing, DeviceRefused, DeviceTimeout
+from exporter.errors import (
+    DeviceError,
+    DeviceKilled,
+    DeviceMissing,
+    DeviceRefused,
+    DeviceTimeout,
+)
+from exporter.progress import Silent
 from exporter.target import FEATURES, Workload
 from tests.devices.emulated import counting, device
 from tests.devices.graphs import cached_decoder, integer_product, product
@@ -80,12 +88,8 @@ def test_counts_repeat_exactly_wherever_the_folder_lies(
     asked = replace(job, threads=2)  # counters are plain: one thread, and it says so
     again = counting("arm64:cortex-a53").run(asked, timeout_s=60)
     first = ran["cortex-a53"]
-    assert (again.costs, again.classes, again.load_cost, again.heap_mib) == (
-        first.costs,
-        first.classes,
-        first.load_cost,
-        first.heap_mib,
-    )
+    for field in ("costs", "classes", "load_cost", "heap_mib"):
+        assert getattr(again, field) == getattr(first, field), field
     assert again.facts["threads"] == 1
     assert list(elsewhere.iterdir()) == []
 
@@ -118,6 +122,27 @@ def test_without_a_compiler_there_are_answers_and_no_cost(
     np.testing.assert_allclose(there.outputs[0]["y"], here.outputs[0]["y"], atol=1e-5)
     assert (there.costs, there.classes, there.load_cost) == ({}, {}, None)
     assert there.facts["threads"] == 2
+
+
+def test_an_installation_without_a_compiler_says_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device("arm64:cortex-a53")
+    notes: list[str] = []
+    progress = Silent()
+    monkeypatch.setattr(progress, "note", notes.append)
+    monkeypatch.setattr("exporter.devices.emulator.shutil.which", lambda name: None)
+    install_emulator(progress)
+    assert len(notes) == 1
+    assert "apt-get install gcc" in notes[0]
+
+
+def test_counts_that_are_cut_are_no_counts(job: Job, tmp_path: Path) -> None:
+    there = counting("arm64:cortex-a53")
+    (tmp_path / "counts.txt").write_text("1 100 0 0\n", encoding="ascii")
+    result = {"regions": [["load", 1, 2]], "workload": {"decode_tokens": 1}}
+    with pytest.raises(DeviceError, match="counts are incomplete"):
+        there.finished(Ran(), result, tmp_path)
 
 
 def test_a_model_it_refuses(tmp_path: Path) -> None:
