@@ -17,7 +17,7 @@ _SYSTEM_MIB = 64
 # A board that reads its programs again and again is not one on which the model runs.
 _SLOWER = 2.0
 # The kernel takes this much beside what the process had at its peak: where the search begins.
-_BESIDE_PEAK_MIB = 40
+_BESIDE_PEAK_MIB = 24
 
 DeviceFactory = Callable[[Mapping[str, Any]], Device]
 
