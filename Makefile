@@ -7,6 +7,8 @@ READY  := $(VENV)/.ready
 
 TARGET ?= mobile
 SAMPLE ?= code_lm
+# What `make validate` runs, one after the other.
+SAMPLES ?= code_lm digits docstring_classifier
 # Threads per test process: two processes share the cores.
 TEST_THREADS ?= 1
 
@@ -14,7 +16,7 @@ TEST_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install export plan check format test test-slow samples bench clean distclean
+.PHONY: help install export plan devices validate check format test test-slow samples bench clean distclean
 
 help: ## this list
 	@echo "make export TARGET=mobile                        export the embedded sample language model"
@@ -55,6 +57,18 @@ else
 	@sample="$$($(PY) -m sample_models $(SAMPLE))" && \
 	$(PY) -m exporter plan "$$sample/model" --data "$$sample/data" --target "$(TARGET)" $(ARGS)
 endif
+
+devices: $(READY) ## fetch the emulators of every device (no root, under a minute)
+	@$(PY) -m exporter devices install $(DEVICES)
+
+# Artifacts that are there are taken as they are; `make export` makes them anew.
+validate: $(READY) ## run the sample artifacts on TARGET's emulated devices (SAMPLES="code_lm digits")
+	@$(PY) -m exporter devices install --target "$(TARGET)"
+	@worst=0; for sample in $(SAMPLES); do \
+	  test -f "dist/$$sample-$(TARGET)/manifest.json" || \
+	    $(MAKE) --no-print-directory export TARGET="$(TARGET)" SAMPLE="$$sample" || true; \
+	  $(PY) -m exporter check "dist/$$sample-$(TARGET)" --on profile || worst=$$?; \
+	done; exit $$worst
 
 samples: $(READY) ## train every sample model (about 15 minutes, once)
 	@for sample in code_lm digits docstring_classifier; do $(PY) -m sample_models $$sample || exit; done

@@ -10,12 +10,14 @@ from exporter import building, stages
 from exporter.errors import ExporterError, InputError
 from exporter.judge.gate import judge
 from exporter.judge.measure import Measurements
+from exporter.judge.reading import Reading
 from exporter.judge.verdict import INCONCLUSIVE, Judgement
 from exporter.models.examples import Feeds
 from exporter.models.scores import Scores
 from exporter.models.splits import Splits
 from exporter.recipe import Candidate, FineTune
 from exporter.stages import Built, Checkpoint, Context, Prepared, about
+from exporter.surveying import counted
 
 # Enough rounds to rank candidates; the final timing takes the profile's number.
 DEVELOPMENT_ROUNDS = 15
@@ -71,6 +73,7 @@ class Attempt:
         reason: why it was skipped or failed; empty otherwise.
         made: the model and how it came to be, when judged.
         scores, measurements, judgements: on development data.
+        readings: what its workload costs on devices that count instructions.
     """
 
     candidate: Candidate
@@ -80,6 +83,19 @@ class Attempt:
     scores: Scores | None = None
     measurements: Measurements | None = None
     judgements: tuple[Judgement, ...] = ()
+    readings: tuple[Reading, ...] = ()
+
+    @property
+    def instruction_ratio(self) -> float | None:
+        """Instructions over the reference's, on the device where they fell least, or None."""
+        counted = [r.cost_ratio for r in self.readings if r.cost_ratio is not None]
+        return max(counted, default=None)
+
+    @property
+    def cost_ratio(self) -> float:
+        """What candidates are ranked by: instructions of the target's CPU, else latency here."""
+        counted = self.instruction_ratio
+        return self.latency_ratio if counted is None else counted
 
     @property
     def latency_ratio(self) -> float:
@@ -151,13 +167,15 @@ def _attempt(
     measurements = stages.measured(
         context, reference, made.built, material.feeds, DEVELOPMENT_ROUNDS
     )
+    readings = counted(context, reference.model, made.built.model, material.feeds)
     return Attempt(
         candidate,
         "judged",
         made=made,
         scores=after,
         measurements=measurements,
-        judgements=_decidable(judge(before, after, measurements, context.target)),
+        judgements=_decidable(judge(before, after, measurements, context.target, readings)),
+        readings=readings,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.devices.host import host_description
+from exporter.errors import QuantizeError
 from exporter.graph.model import OnnxModel
 from exporter.models.examples import Calibration, Development, Examples, Feeds, Train
 from exporter.models.source import read_config
@@ -146,7 +147,9 @@ def quantized(
     def make(out: Path, scratch: Path) -> None:
         from exporter.graph.audit import audit
         from exporter.graph.fuse import choose_fusions
+        from exporter.graph.saturation import saturations
 
+        proven = None
         result = scheme.quantize(
             built.model,
             out / "model",
@@ -160,6 +163,13 @@ def quantized(
         )
         choose_fusions(result.model, feeds, threads=target.threads)
         runs = audit(result.model, result.planned)
+        if target.int8_may_saturate:
+            risks, proven = saturations(result.model)
+            if risks:
+                raise QuantizeError(
+                    f"{result.model.path}: sums can saturate on {target.name}, whose CPUs may lack "
+                    f"VNNI: {'; '.join(map(str, risks[:3]))}"
+                )
         write_facts(
             out,
             "facts.json",
@@ -170,6 +180,7 @@ def quantized(
                 "op_counts": runs.op_counts,
                 "layers": [asdict(layer) for layer in runs.layers],
                 "notes": list(result.notes),
+                "saturation_proven": proven,
             },
         )
 

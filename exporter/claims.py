@@ -13,11 +13,19 @@ from typing import Any
 from exporter.artifact import MANIFEST, Artifact
 from exporter.describing import observed, phases_of, slice_rows
 from exporter.errors import ArtifactError, InputError
-from exporter.evidence import IMPOSSIBLE, read_bytes, read_json, read_measurements, read_scores
+from exporter.evidence import (
+    IMPOSSIBLE,
+    read_bytes,
+    read_devices,
+    read_json,
+    read_measurements,
+    read_scores,
+)
 from exporter.graph.model import OnnxModel
 from exporter.judge.conditions import remarks
 from exporter.judge.gate import cautions, judge, not_judged
 from exporter.judge.measure import Measurements
+from exporter.judge.reading import Reading, readings_to_json
 from exporter.judge.verdict import Judgement, overall
 from exporter.mismatches import Mismatch, differences
 from exporter.models.scores import Scores
@@ -25,7 +33,7 @@ from exporter.readings import readings_note
 from exporter.report.document import Report
 from exporter.report.render import render
 from exporter.report.wording import explain, repeated
-from exporter.ship.bundle import EVIDENCE, MEASUREMENTS
+from exporter.ship.bundle import DEVICES, EVIDENCE, MEASUREMENTS
 from exporter.ship.sbom import SBOM, sbom_hashes, sbom_libraries
 from exporter.target import Target
 from exporter.toml import validated
@@ -41,6 +49,7 @@ class _Evidence:
     reference: Scores
     candidate: Scores
     measurements: Measurements
+    readings: tuple[Reading, ...]
     judgements: tuple[Judgement, ...]
 
 
@@ -66,8 +75,9 @@ def _evidence(artifact: Artifact) -> _Evidence:
     reference, candidate = (read_scores(artifact, name) for name in ("reference", "candidate"))
     measurements = read_measurements(artifact)
     target = validated(Target, dict(artifact.manifest["target"]), place=f"{MANIFEST}: target")
-    judgements = judge(reference, candidate, measurements, target)
-    return _Evidence(target, reference, candidate, measurements, judgements)
+    readings = read_devices(artifact)
+    judgements = judge(reference, candidate, measurements, target, readings)
+    return _Evidence(target, reference, candidate, measurements, readings, judgements)
 
 
 def _manifest_claims(artifact: Artifact, evidence: _Evidence) -> list[Mismatch]:
@@ -104,6 +114,9 @@ def _manifest_claims(artifact: Artifact, evidence: _Evidence) -> list[Mismatch]:
     used = {name: version for name, version in named.items() if version != "absent"}
     billed = {name: libraries.get(name) for name in used}
     found += differences(f"{SBOM}: libraries", billed, used)
+    listed_devices = [[entry.name, entry.required] for entry in evidence.target.devices]
+    asked = [[reading.device, reading.required] for reading in evidence.readings]
+    found += differences(f"{EVIDENCE}/{DEVICES}: devices", asked, listed_devices)
     return found + _untold(artifact) + _measured_otherwise(evidence)
 
 
@@ -147,6 +160,7 @@ def _report_claims(artifact: Artifact, report: Report, evidence: _Evidence) -> l
         phases=phases_of(evidence.measurements, target),
         observations=observed(evidence.reference, evidence.candidate, target),
         slices=slice_rows(evidence.reference, evidence.candidate, target),
+        devices=tuple(readings_to_json(evidence.readings)),
         environment=evidence.measurements.environment,
         times=evidence.measurements.answer_times,
         versions=manifest.get("versions") or {},
@@ -174,7 +188,7 @@ def _missing_notes(artifact: Artifact, report: Report, evidence: _Evidence) -> l
     earlier = readings.get("candidates", []) if isinstance(readings, dict) else []
     note = readings_note([str(key) for key in earlier])
     expected = [
-        *not_judged(evidence.measurements, evidence.target, evidence.candidate),
+        *not_judged(evidence.measurements, evidence.target, evidence.candidate, evidence.readings),
         *remarks(evidence.measurements),
         *cautions(evidence.reference, evidence.measurements, evidence.target.evidence),
         *([repeated(report.stability)] if report.stability else []),

@@ -11,6 +11,7 @@ from exporter.judge.divergence import divergences
 from exporter.judge.gate import cautions, not_judged
 from exporter.judge.latency import PhaseLatency
 from exporter.judge.measure import Measurements
+from exporter.judge.reading import readings_to_json
 from exporter.judge.slices import slices_of
 from exporter.judge.verdict import overall
 from exporter.models.scores import Scores
@@ -47,12 +48,13 @@ def describe(
         phases=phases_of(measurements, target),
         observations=observed(outcome.reference_scores, outcome.candidate_scores, target),
         slices=slice_rows(outcome.reference_scores, outcome.candidate_scores, target),
+        devices=tuple(readings_to_json(outcome.devices)),
         environment=measurements.environment,
         times=measurements.answer_times,
         versions=library_versions(),
         notes=(
             *notes,
-            *not_judged(measurements, target, outcome.candidate_scores),
+            *not_judged(measurements, target, outcome.candidate_scores, outcome.devices),
             *remarks(measurements),
             *cautions(outcome.reference_scores, measurements, target.evidence),
         ),

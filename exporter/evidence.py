@@ -16,8 +16,9 @@ from typing import Any
 from exporter.artifact import MANIFEST, Artifact, strict_json
 from exporter.errors import ArtifactError
 from exporter.judge.measure import Measurements
+from exporter.judge.reading import Reading, readings_from_json
 from exporter.models.scores import EVIDENCE_ARRAYS, Scores, load_scores
-from exporter.ship.bundle import EVIDENCE, MEASUREMENTS
+from exporter.ship.bundle import DEVICES, EVIDENCE, MEASUREMENTS
 
 # What hostile numbers raise on their way through readers, statistics and templates.
 IMPOSSIBLE = (
@@ -113,6 +114,20 @@ def read_measurements(artifact: Artifact) -> Measurements:
         for memory in (found.reference_memory, *found.candidate_memory):
             _counted(f"{name}: peak_mib", memory.peak_mib)
     return found
+
+
+def read_devices(artifact: Artifact) -> tuple[Reading, ...]:
+    """What the target's devices told, as it ships; () where none was listed.
+
+    Raises:
+        ArtifactError: it is malformed.
+    """
+    name = f"{EVIDENCE}/{DEVICES}"
+    if name not in artifact.manifest["files"]:
+        return ()
+    data = read_json(artifact, name)
+    with refusing(name, "must hold what devices told"):
+        return readings_from_json(data)
 
 
 def model_config(artifact: Artifact) -> dict[str, Any]:

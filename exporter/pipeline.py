@@ -24,6 +24,7 @@ from exporter.shipping import ship
 from exporter.signature import read_private_key, sign
 from exporter.stability import final_judgement, repeat
 from exporter.stages import Context, about
+from exporter.surveying import check_names
 from exporter.target import Target, load_target
 
 
@@ -66,6 +67,7 @@ def export(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     key: Path | str | None = None,
+    devices: bool = True,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -86,6 +88,7 @@ def export(
         seeds: how often recovery and calibration are done, each time with the next seed, to see
             whether others come to the same verdict; the first one ships.
         fresh: redo finished stages.
+        devices: whether the devices that the profile lists are asked, as far as they are usable.
         key: PEM file of the private Ed25519 key that signs the manifest; None: unsigned.
         cache: directory of finished stages; default `$EXPORTER_CACHE`, else the user's cache.
 
@@ -95,6 +98,7 @@ def export(
     """
     signer = None if key is None else read_private_key(key)
     profile = resolve_target(target, recipe, seed)
+    check_names(profile)
     if data is None:
         raise DataError("--data", "is missing", remedy="give the task's examples; see --help.")
     source = resolve_source(
@@ -109,6 +113,7 @@ def export(
             profile.recipe,
             Cache(cache or default_cache_directory(), fresh=fresh),
             progress or Silent(),
+            devices,
         )
         splits = read_splits(context, str(data), columns, slices)
         material = prepare(context, splits)
@@ -122,7 +127,12 @@ def export(
             raise nothing_built(context, attempts)
         test = stages.prepare(context, splits.test)
         outcome = final_judgement(
-            about(context, chosen.candidate.name), reference, chosen.made, test, material.feeds
+            about(context, chosen.candidate.name),
+            reference,
+            chosen.made,
+            test,
+            material.feeds,
+            development=material.development,
         )
         stability = repeat(
             context, chosen, reference, material, splits, test, outcome.judgements, seeds
@@ -141,6 +151,7 @@ def export(
             stability=stability,
             reference=reference,
             test=test,
+            development=material.development,
             outcome=outcome,
             out=directory,
         )

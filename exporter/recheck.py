@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.artifact import MANIFEST, Artifact, load_artifact
@@ -15,40 +15,35 @@ from exporter.errors import ArtifactError
 from exporter.evidence import (
     fact,
     model_config,
+    read_devices,
     read_json,
     read_measurements,
     read_scores,
     refusing,
 )
-from exporter.graph.model import OnnxModel
 from exporter.judge.conditions import remarks
+from exporter.judge.devices import METRICS as DEVICE_METRICS
+from exporter.judge.devices import judge_devices
 from exporter.judge.gate import cautions, judge, judge_answers, not_judged
 from exporter.judge.latency import rounds_for
 from exporter.judge.measure import measure
 from exporter.judge.memory import judge_memory
+from exporter.judge.reading import Reading, readings_to_json
 from exporter.judge.size import judge_size, measure_size
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, overall
-from exporter.models.examples import Examples, Feeds, Test, load_examples
+from exporter.models.examples import Feeds
 from exporter.models.scores import Scores
 from exporter.models.tasks import Task, get_task
 from exporter.pipeline import Result
 from exporter.progress import Progress, Silent
+from exporter.remains import Remains, remains
 from exporter.report.document import Report
 from exporter.report.wording import explain
 from exporter.ship.bundle import EVIDENCE
 from exporter.stages import answers, workload_feeds
+from exporter.surveying import ask, asked, entry_for, missing, uncached
 from exporter.target import Budget, Target, load_target
 from exporter.toml import validated
-
-
-@dataclass(frozen=True)
-class _Here:
-    """What of a finished run is still on this machine."""
-
-    candidate: OnnxModel
-    reference: OnnxModel | None
-    quality_reference: OnnxModel | None
-    examples: Examples[Test] | None
 
 
 def check(
@@ -56,6 +51,8 @@ def check(
     *,
     target: str | Path | Target | None = None,
     reference: Path | None = None,
+    on: Sequence[str] = (),
+    python: str | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -68,19 +65,24 @@ def check(
     Args:
         target: judge against another profile; None takes the artifact's own.
         reference: directory of the float32 model.onnx.
+        on: devices to ask, as `exporter devices` lists them; "profile" stands for those that the
+            profile lists. What others told when the artifact was made is judged again as it is.
+        python: interpreter on devices behind ssh or adb; None takes the profile's, else python3.
 
     Raises:
         ArtifactError: it is no artifact, or a file differs from the manifest.
+        DeviceMissing: a device in `on` cannot be used here.
     """
     shown = progress or Silent()
     found = load_artifact(artifact)
-    profile = _target(found, target)
+    profile = target_of(found, target)
     task = get_task(str(fact(found, "source", "task")))
-    here = _look(found, Cache(cache or default_cache_directory()), reference)
+    here = remains(found, Cache(cache or default_cache_directory()), reference)
     seed, evidence = _seed(found), f"{found.directory}/{EVIDENCE}"
     notes: list[str] = []
     before, after = _scores(found, here, task, shown, notes)
     feeds = _feeds(found, here, profile, task)
+    profile, readings = _devices(found, here, profile, task, on, python, feeds, shown)
 
     raw = read_json(found, "report.json")
     with refusing(f"{found.directory}/report.json", "must be a report"):
@@ -90,7 +92,7 @@ def check(
             "Latency was not compared: the float32 reference is not in the cache; pass --reference."
         )
         with refusing(evidence):
-            judgements = _without_reference(found, here, profile, before, after, feeds)
+            judgements = _without_reference(found, here, profile, before, after, feeds, readings)
         report = replace(report, phases=(), times={}, environment=host_description())
     else:
         measurements = measure(
@@ -105,9 +107,9 @@ def check(
             progress=shown,
         )
         with refusing(evidence):
-            judgements = judge(before, after, measurements, profile)
+            judgements = judge(before, after, measurements, profile, readings)
         notes += [
-            *not_judged(measurements, profile, after),
+            *not_judged(measurements, profile, after, readings),
             *remarks(measurements),
             *cautions(before, measurements, profile.evidence),
         ]
@@ -131,13 +133,15 @@ def check(
         judgements=as_json,
         observations=observations,
         slices=slices,
+        devices=tuple(readings_to_json(readings)),
         target=profile.model_dump(mode="json", exclude={"recipe", "budgets"}, exclude_none=True),
         notes=tuple(notes),
     )
     return Result(verdict, found.directory, judgements, report)
 
 
-def _target(artifact: Artifact, target: str | Path | Target | None) -> Target:
+def target_of(artifact: Artifact, target: str | Path | Target | None = None) -> Target:
+    """The profile asked for, else the artifact's own."""
     if isinstance(target, Target):
         return target
     if target is not None:
@@ -152,44 +156,63 @@ def _seed(artifact: Artifact) -> int:
         return int(seed)
 
 
-def _look(artifact: Artifact, cache: Cache, reference: Path | None) -> _Here:
-    def graph(name: str) -> OnnxModel | None:
-        entry = cache.find("exported", _key(artifact, name))
-        return OnnxModel(entry / "model") if entry else None
+def _devices(
+    artifact: Artifact,
+    here: Remains,
+    profile: Target,
+    task: Task,
+    on: Sequence[str],
+    python: str | None,
+    feeds: Feeds | None,
+    progress: Progress,
+) -> tuple[Target, tuple[Reading, ...]]:
+    """The profile with every device of `on` in it, and one reading a device.
 
-    examples = cache.find("examples", _key(artifact, "test"))
-    given = None
-    if reference is not None:
-        given = OnnxModel(reference)
-        if not given.path.is_file():
+    A device that is named must be usable; one that only the profile lists is told as missing.
+    """
+    known = {entry.name for entry in profile.devices}
+    named = [name for name in dict.fromkeys(on) if name != "profile"]
+    extra = [entry_for(name, required=True) for name in named if name not in known]
+    entries = (*profile.devices, *extra)
+    if python is not None:
+        entries = tuple(e.model_copy(update={"python": python}) for e in entries)
+    profile = profile.model_copy(update={"devices": entries})
+    wanted = {*named, *(known if "profile" in on else ())}
+    opened = [one for one in asked(profile) if one.entry.name in wanted]
+    for one in opened:
+        if one.why is not None and one.entry.name in named:
+            raise one.why
+    told = {reading.device: reading for reading in read_devices(artifact)}
+    if opened:
+        reference = here.quality_reference or here.reference
+        if reference is None or here.development is None or feeds is None:
             raise ArtifactError(
-                f"--reference {reference}",
-                "must be a directory with a model.onnx",
-                remedy="give the exported float32 model's directory.",
+                f"--on {', '.join(on)}",
+                "needs the float32 reference and the development examples, which are not in this "
+                "machine's cache",
+                remedy="check where it was exported, or use exporter run.",
             )
-    return _Here(
-        OnnxModel(artifact.model_directory),
-        given or graph("reference"),
-        graph("quality_reference"),
-        load_examples(examples, Test) if examples else None,
-    )
-
-
-def _key(artifact: Artifact, name: str) -> str:
-    """A stage's key in the manifest; nothing else may say where in the cache is looked."""
-    key = fact(artifact, "stages", name)
-    if not (isinstance(key, str) and re.fullmatch(r"[0-9a-f]{32}(\.[0-9]{1,6})?", key)):
-        raise ArtifactError(
-            f"{artifact.directory}/{MANIFEST}: stages.{name}",
-            "must be 32 hex digits",
-            got=repr(key)[:80],
-            remedy="do not trust the artifact.",
+        anew = ask(
+            opened,
+            task,
+            profile,
+            reference,
+            here.candidate,
+            here.development,
+            feeds,
+            lambda entry: uncached(entry, progress),
+            progress,
         )
-    return key
+        told |= {reading.device: reading for reading in anew}
+    readings = tuple(
+        told.get(entry.name) or missing(entry, "was not asked; check --on profile asks it")
+        for entry in profile.devices
+    )
+    return profile, readings
 
 
 def _scores(
-    artifact: Artifact, here: _Here, task: Task, progress: Progress, notes: list[str]
+    artifact: Artifact, here: Remains, task: Task, progress: Progress, notes: list[str]
 ) -> tuple[Scores, Scores]:
     """Scores of reference and candidate: anew where that is possible, else the evidence."""
     before, after = read_scores(artifact, "reference"), read_scores(artifact, "candidate")
@@ -205,7 +228,7 @@ def _scores(
     return before, task.relate(before, after)
 
 
-def _feeds(artifact: Artifact, here: _Here, target: Target, task: Task) -> Feeds | None:
+def _feeds(artifact: Artifact, here: Remains, target: Target, task: Task) -> Feeds | None:
     """One batch of the workload, made from the files that ship."""
     from exporter.models.load import preprocessor_from
 
@@ -219,21 +242,28 @@ def _feeds(artifact: Artifact, here: _Here, target: Target, task: Task) -> Feeds
 
 def _without_reference(
     artifact: Artifact,
-    here: _Here,
+    here: Remains,
     target: Target,
     before: Scores,
     after: Scores,
     feeds: Feeds | None,
+    readings: tuple[Reading, ...],
 ) -> tuple[Judgement, ...]:
     """What can be judged of a candidate alone; a latency ratio cannot, and stays open."""
     shipped = read_measurements(artifact)
     weighed = measure_size(here.candidate)
-    quality = {j.metric: j for j in judge_answers(before, after, target)}
+    told = [
+        *judge_answers(before, after, target),
+        *judge_devices(readings, target, before.task),
+    ]
+    quality = {j.metric: j for j in told}
     judgements = []
     for budget in target.budgets.for_task(before.task):
         metric = budget.kind.metric
         if metric in quality:
             judgements.append(quality[metric])
+        elif metric in DEVICE_METRICS:
+            continue  # no device told
         elif "size" in metric:
             judgements.append(judge_size(shipped.reference_size, weighed, budget))
         elif metric == "peak_memory_mib" and feeds is not None:

@@ -12,6 +12,7 @@ from exporter.attempts import Attempt, Construction
 from exporter.cache import code_hash, library_versions
 from exporter.describing import describe
 from exporter.flips import worth_reading
+from exporter.judge.reading import readings_to_json
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, Verdict, overall
 from exporter.models.source import read_config
 from exporter.models.splits import Splits
@@ -46,6 +47,7 @@ def ship(
     stability: Stability | None,
     reference: Built,
     test: Prepared,
+    development: Prepared,
     outcome: Outcome,
     out: Path,
 ) -> Report:
@@ -129,6 +131,7 @@ def ship(
                 "quality_reference": made.reference.key,
                 "candidate": made.built.key,
                 "test": test.key,
+                "development": development.key,
             },
             "reference": {"sha256": reference.model.weights_sha256()},
             "test_readings": {
@@ -142,6 +145,7 @@ def ship(
         reference_scores=outcome.reference_scores,
         candidate_scores=outcome.candidate_scores,
         measurements=outcome.measurements.to_json(),
+        devices=readings_to_json(outcome.devices),
     )
     return report
 
@@ -177,6 +181,7 @@ def _row(attempt: Attempt, chosen: Attempt) -> CandidateRow:
         quality=None if quality is None else quality.measured,
         quality_metric=None if quality is None else quality.metric,
         latency_ratio=attempt.latency_ratio,
+        instruction_ratio=attempt.instruction_ratio,
         size_ratio=disk / sizes.reference_size.disk_bytes,
         size_mib=disk / 2**20,
     )

@@ -14,12 +14,14 @@ from exporter.errors import ExporterError, InputError
 from exporter.judge.gate import judge
 from exporter.judge.latency import rounds_for
 from exporter.judge.measure import Measurements
+from exporter.judge.reading import Reading
 from exporter.judge.verdict import Judgement, overall
 from exporter.models.examples import Feeds
 from exporter.models.scores import Scores
 from exporter.models.splits import Splits
 from exporter.readings import record_reading, split_hash
 from exporter.stages import Built, Context, Prepared, about
+from exporter.surveying import surveyed
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Outcome:
     measurements: Measurements
     judgements: tuple[Judgement, ...]
     earlier_readings: tuple[str, ...] = ()  # candidates that were judged on the test split before
+    devices: tuple[Reading, ...] = ()  # what the target's devices told, on development data
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,19 @@ class Stability:
 
 
 def final_judgement(
-    context: Context, reference: Built, made: Construction, test: Prepared, feeds: Feeds
+    context: Context,
+    reference: Built,
+    made: Construction,
+    test: Prepared,
+    feeds: Feeds,
+    *,
+    development: Prepared | None = None,
 ) -> Outcome:
-    """The one reading of the test split, and the full timing, of the candidate that ships."""
+    """The one reading of the test split, and the full timing, of the candidate that ships.
+
+    Args:
+        development: what the target's devices answer; None asks none of them.
+    """
     earlier = record_reading(
         context.cache.root,
         model=context.source.content_hash,
@@ -87,8 +100,12 @@ def final_judgement(
     before, after = stages.judged_scores(context, made.reference, made.built, test)
     rounds = rounds_for(context.target, host_description())
     measurements = stages.measured(context, reference, made.built, feeds, rounds, decide=True)
-    judgements = judge(before, after, measurements, context.target)
-    return Outcome(before, after, measurements, judgements, earlier)
+    told: tuple[Reading, ...] = ()
+    if development is not None:
+        models = made.reference.model, made.built.model
+        told = surveyed(context, *models, development.examples, feeds)
+    judgements = judge(before, after, measurements, context.target, told)
+    return Outcome(before, after, measurements, judgements, earlier, told)
 
 
 def repeat(

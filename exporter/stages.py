@@ -47,6 +47,7 @@ class Context:
     recipe: Recipe
     cache: Cache
     progress: Progress
+    devices: bool = True  # whether the target's devices are asked
 
 
 # Longest input, in tokens, that data is cut to; a model with a shorter context caps it further.

@@ -51,6 +51,9 @@ CLASSIFICATION_TASKS = ("text-classification", "image-classification")
 ACCURACY_TASKS = (*CLASSIFICATION_TASKS, "feature-extraction")
 KL_TASKS = (*CLASSIFICATION_TASKS, "text-generation")
 
+# Judged whenever the profile lists devices; no profile has to ask for it.
+DEVICE_FAILURES = "device_failures"
+
 BUDGET_KINDS: dict[str, BudgetKind] = {
     kind.metric: kind
     for kind in (
@@ -81,6 +84,12 @@ BUDGET_KINDS: dict[str, BudgetKind] = {
         BudgetKind("download_size_ratio", "download size, ratio", "×", "below"),
         BudgetKind("download_size_mib", "download size", "MiB", "below"),
         BudgetKind("peak_memory_mib", "peak memory", "MiB", "below"),
+        BudgetKind(DEVICE_FAILURES, "devices that fail", "devices", "below"),
+        BudgetKind("device_difference", "device float32", "", "below"),
+        BudgetKind("device_flip_ratio", "device flips", "", "below", KL_TASKS, veto=True),
+        BudgetKind("device_cosine_drop", "device cosine", "", "below", veto=True),
+        BudgetKind("instruction_ratio", "instructions, ratio", "×", "below"),
+        BudgetKind("board_memory_mib", "board memory", "MiB", "below"),
     )
 }
 
@@ -137,10 +146,38 @@ class Budgets(_Table):
     peak_memory_mib: float | None = Field(
         None, gt=0, description="Peak resident memory of a process that runs one session."
     )
+    device_failures: int = Field(
+        0, ge=0, description="Devices of the profile on which the model may fail to run."
+    )
+    device_difference: float | None = Field(
+        None,
+        gt=0,
+        description="Largest float32 difference between a device and this machine, over the RMS "
+        "of the outputs where that is more than 1.",
+    )
+    device_flip_ratio: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Veto: share of answers (or tokens) unlike the float32 reference's on a "
+        "device, less the same share here.",
+    )
+    device_cosine_drop: float | None = Field(
+        None,
+        gt=0,
+        description="Veto: mean cosine to the float32 reference's outputs here, less on a device.",
+    )
+    instruction_ratio: float | None = Field(
+        None, gt=0, description="Instructions over the float32 reference's, on emulated devices."
+    )
+    board_memory_mib: float | None = Field(
+        None, gt=0, description="Smallest memory of a whole emulated board on which it runs."
+    )
 
     @model_validator(mode="after")
     def _judges_something(self) -> Budgets:
-        if all(getattr(self, metric) is None for metric in BUDGET_KINDS):
+        asked = [metric for metric in BUDGET_KINDS if metric != DEVICE_FAILURES]
+        if all(getattr(self, metric) is None for metric in asked):
             raise ValueError("no budget is set, so nothing could ever fail; set at least one")
         return self
 
@@ -172,11 +209,35 @@ class Evidence(_Table):
     )
 
 
+class DeviceEntry(_Table):
+    """A device that the model is checked on before it ships."""
+
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9-]*(:\S+)?$",
+        description="As `exporter devices` lists it, such as `arm64:cortex-a76`.",
+    )
+    required: bool = Field(
+        False, description="Where it cannot be used, the verdict is INCONCLUSIVE."
+    )
+    examples: int = Field(12, ge=1, le=10_000, description="Development examples that it answers.")
+    timeout_s: float = Field(900, gt=0, le=86_400, description="Of one run on it.")
+    python: str | None = Field(
+        None, description="Interpreter on a device that is reached over ssh or adb."
+    )
+    throttle: float | None = Field(
+        None, ge=1, le=100, description="How many times slower a browser's CPU is made."
+    )
+
+
 ISAS = ("arm64", "x86-64")
 FEATURES = {
     "arm64": ("neon", "fp16", "dotprod", "i8mm", "bf16", "sve"),
     "x86-64": ("avx2", "avx512", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16"),
 }
+
+
+# With any of these x86 adds products of int8 in int32.
+VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 class Target(_Table):
@@ -192,6 +253,7 @@ class Target(_Table):
     format: Literal["onnx"] = Field("onnx", description="File format that ships.")
     workload: Workload = Workload()
     evidence: Evidence = Evidence()
+    devices: tuple[DeviceEntry, ...] = Field((), description="Devices to check on.")
     budgets: Budgets
     recipe: Recipe
 
@@ -199,6 +261,15 @@ class Target(_Table):
     @classmethod
     def _no_repeats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(value))
+
+    @field_validator("devices")
+    @classmethod
+    def _each_device_once(cls, value: tuple[DeviceEntry, ...]) -> tuple[DeviceEntry, ...]:
+        names = [entry.name for entry in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"device '{name}' stands twice; give it one entry")
+        return value
 
     @model_validator(mode="after")
     def _known_features(self) -> Target:
@@ -213,9 +284,7 @@ class Target(_Table):
     @property
     def int8_may_saturate(self) -> bool:
         """True when the ISA floor adds u8×s8 pairs in saturating int16 (x86 without VNNI)."""
-        return self.isa == "x86-64" and not (
-            {"avx512_vnni", "avx_vnni", "amx_int8"} & set(self.features)
-        )
+        return self.isa == "x86-64" and not VNNI & set(self.features)
 
 
 def target_directory() -> Path:

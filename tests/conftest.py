@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 import exporter
 from tests import chain, tiny
 from tests.signed import write_keys
+
+# What devices fetched lies in the user's cache. Without it few are usable, so that tests of the
+# chain take seconds; tests/devices/ uses the real one.
+os.environ["EXPORTER_DEVICES"] = "/nonexistent/devices"
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ NOUNS = (
 )
 TOP = (
     "stages",
+    "surveying",
     "building",
     "attempts",
     "choose",
@@ -33,7 +34,9 @@ TOP = (
     "shipping",
     "pipeline",
     "evidence",
+    "remains",
     "recheck",
+    "running",
     "mismatches",
     "claims",
     "verifying",
@@ -53,7 +56,7 @@ def _level(module: str) -> int:
         return 0
     if part in ROOMS:
         return 1 + ROOMS.index(part)
-    return TOP.index(part) + 20 if part in TOP else 40
+    return TOP.index(part) + 20 if part in TOP else 99
 
 
 def _imports(path: Path) -> set[str]:

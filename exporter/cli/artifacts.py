@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from exporter.cli.options import Debug_, Json_, app, finish, stderr
+from exporter.cli.options import Debug_, Json_, Python_, app, finish, stderr
 from exporter.exits import print_json, reporting_errors, write_text
 
 
 @app.command(
     epilog="Examples:\n\n`exporter check dist/code_lm-mobile`\n\n"
-    "`exporter check dist/code_lm-mobile --target edge --json`"
+    "`exporter check dist/code_lm-mobile --target edge --json`\n\n"
+    "`exporter check dist/code_lm-mobile --on arm64:cortex-a53`"
 )
 def check(
     artifact: Annotated[Path, typer.Argument(help="The directory that `export` made.")],
@@ -26,6 +27,13 @@ def check(
         Path | None,
         typer.Option(help="Directory of the float32 model.onnx, when the cache has lost it."),
     ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--on", help="Device to ask, or `profile` for those of the profile. May repeat."
+        ),
+    ] = None,
+    python: Python_ = None,
     as_json: Json_ = False,
     debug: Debug_ = False,
 ) -> None:
@@ -34,7 +42,14 @@ def check(
         from exporter.display import progress_for
         from exporter.recheck import check as run
 
-        result = run(artifact, target=target, reference=reference, progress=progress_for(stderr()))
+        result = run(
+            artifact,
+            target=target,
+            reference=reference,
+            on=on or (),
+            python=python,
+            progress=progress_for(stderr()),
+        )
         finish(result, as_json)
 
 

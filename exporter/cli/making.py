@@ -66,6 +66,12 @@ def export(
             "--examples/--no-examples", help="Whether the report may quote test examples."
         ),
     ] = True,
+    devices: Annotated[
+        bool,
+        typer.Option(
+            "--devices/--no-devices", help="Whether the profile's devices are asked, where usable."
+        ),
+    ] = True,
     allow_pickle: Pickle_ = False,
     trust_remote_code: Remote_ = False,
     key: Annotated[
@@ -96,6 +102,7 @@ def export(
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
             key=key,
+            devices=devices,
             progress=progress_for(stderr()),
         )
         finish(result, as_json)

@@ -76,6 +76,10 @@ Pickle_ = Annotated[
 Remote_ = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
 ]
+Python_ = Annotated[
+    str | None,
+    typer.Option("--python", help="Interpreter on a device behind ssh or adb; default python3."),
+]
 Json_ = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Debug_ = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 

@@ -119,6 +119,11 @@ class Device(ABC):
 
     traits: Traits
 
+    @property
+    def identity(self) -> str:
+        """What besides its traits decides its answers and costs, such as versions and settings."""
+        return ""
+
     @abstractmethod
     def run(self, job: Job, *, timeout_s: float, progress: Progress | None = None) -> Ran:
         """Do `job` there. Nothing of it is left on the device afterwards, however it ends.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from exporter.devices.conditions import cpuinfo, load_1min
@@ -32,20 +32,28 @@ _FLAGS = {
 _ISAS = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "arm64", "arm64": "arm64"}
 
 
+def isa_of(machine: str) -> str:
+    """The instruction set that `uname -m` calls `machine`, in our words, such as `x86-64`."""
+    return _ISAS.get(machine.lower(), machine.lower())
+
+
+def features_of(isa: str, flags: Collection[str]) -> tuple[str, ...]:
+    """The CPU features that profiles can name among `flags` of /proc/cpuinfo."""
+    names = _FLAGS.get(isa, {})
+    found = {ours for linux, ours in names.items() if linux in flags}
+    if isa == "arm64":
+        found.add("neon")  # part of the architecture
+    return tuple(ours for ours in names.values() if ours in found)
+
+
 def host_isa() -> str:
-    """This machine's instruction set in our words, such as `x86-64`."""
-    machine = platform.machine().lower()
-    return _ISAS.get(machine, machine)
+    """This machine's instruction set in our words."""
+    return isa_of(platform.machine())
 
 
 def host_features() -> tuple[str, ...]:
     """CPU features of this machine that profiles can name; empty where the system does not tell."""
-    names = _FLAGS.get(host_isa(), {})
-    flags = set(cpuinfo("flags").split()) | set(cpuinfo("Features").split())
-    found = {ours for linux, ours in names.items() if linux in flags}
-    if host_isa() == "arm64":
-        found.add("neon")  # part of the architecture
-    return tuple(ours for ours in names.values() if ours in found)
+    return features_of(host_isa(), {*cpuinfo("flags").split(), *cpuinfo("Features").split()})
 
 
 def usable_cores() -> int:

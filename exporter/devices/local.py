@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,11 @@ class Local(PythonDevice):
     def execute(self, folder: Path, *, timeout_s: float) -> None:
         """Run the runner in a process of its own."""
         command = [sys.executable, "-P", "runner.py", "spec.json", "result.json"]
-        status, stderr = run_process(command, folder, self.traits.name, timeout_s=timeout_s)
+        # onnxruntime leaves a file in the folder for temporary ones.
+        env = {**os.environ, "TMPDIR": str(folder)}
+        status, stderr = run_process(
+            command, folder, self.traits.name, timeout_s=timeout_s, env=env
+        )
         if status and not self.has_result(folder):
             raise ended(self.traits.name, status, stderr)
 

@@ -47,10 +47,7 @@ def run_process(
         try:
             status = process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
-            raise DeviceTimeout(
-                f"{device}: not finished after {timeout_s:.0f} s, and stopped; "
-                "give it more time (timeout_s in the profile, --timeout) or a smaller workload."
-            ) from error
+            raise overdue(device, timeout_s) from error
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -58,3 +55,11 @@ def run_process(
         size = errors.seek(0, os.SEEK_END)
         errors.seek(max(0, size - _KEPT_BYTES))
         return status, errors.read().decode("utf-8", "replace")
+
+
+def overdue(device: str, timeout_s: float) -> DeviceTimeout:
+    """The error of a device that did not end in time."""
+    return DeviceTimeout(
+        f"{device}: not finished after {timeout_s:.0f} s, and stopped; "
+        "give it more time (timeout_s in the profile, --timeout) or a smaller workload."
+    )

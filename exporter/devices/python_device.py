@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from exporter.devices.device import Device, Job, Ran
-from exporter.devices.wire import pack, unpack
+from exporter.devices.wire import pack, pack_timing, unpack, unpack_timing
+from exporter.errors import DeviceError
+from exporter.models.examples import Feeds
 from exporter.progress import Progress, Silent
+from exporter.target import Workload
 
 
 class PythonDevice(Device):
@@ -28,8 +32,8 @@ class PythonDevice(Device):
     def execute(self, folder: Path, *, timeout_s: float) -> None:
         """Run `python -P runner.py spec.json result.json` on a copy of `folder` on the device.
 
-        Afterwards result.json and outputs.npz lie in `folder` here, if the runner wrote them, and
-        nothing of it on the device.
+        Its standard input is empty. Afterwards result.json and outputs.npz lie in `folder` here,
+        if the runner wrote them, and nothing of it on the device.
 
         Raises:
             DeviceError: it ended without a result.
@@ -50,6 +54,56 @@ class PythonDevice(Device):
             self.execute(folder, timeout_s=timeout_s)
             ran, result = unpack(folder, job, self.traits.name)
             return self.finished(ran, result, folder)
+
+    def time(
+        self,
+        models: Mapping[str, Path],
+        feeds: Feeds,
+        workload: Workload,
+        *,
+        threads: int,
+        rounds: int,
+        openings: int = 1,
+        timeout_s: float,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> dict[str, dict[str, list[float]]]:
+        """Time `models` there in one process, each once a round, in an order drawn anew each round.
+
+        Args:
+            models: name -> directory with model.onnx.
+            feeds: one batch of `workload`; language models take `input_ids` as the prompt.
+            openings: times that the models are opened anew on the way.
+
+        Returns:
+            model -> phase -> ms by the device's clock, one a round; one index is one round.
+
+        Raises:
+            DeviceError: the class says how it ended; also for a device whose time is not time.
+        """
+        if self.traits.cost != "ms":
+            raise DeviceError(
+                f"{self.traits.name}: it is emulated, so that its time says nothing; "
+                "time on real hardware, such as ssh://user@host."
+            )
+        with (
+            (progress or Silent()).stage(f"time on {self.traits.name}"),
+            tempfile.TemporaryDirectory(prefix="exporter-") as temporary,
+        ):
+            folder = Path(temporary)
+            pack_timing(
+                models,
+                feeds,
+                workload,
+                folder,
+                threads=threads,
+                rounds=rounds,
+                openings=openings,
+                seed=seed,
+                link=self.link,
+            )
+            self.execute(folder, timeout_s=timeout_s)
+            return unpack_timing(folder, self.traits.name)
 
     def has_result(self, folder: Path) -> bool:
         """True when the runner left a result in `folder`, be it an error it could name."""

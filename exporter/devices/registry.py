@@ -13,9 +13,13 @@ from exporter.errors import DeviceMissing, InputError
 # name -> module of this room whose KIND it is
 KINDS = {
     "local": "local",
+    "wasm": "wasm",
+    "browser": "browser",
     "arm64": "arm64",
     "x86-64": "x86_64",
     "board": "board",
+    "ssh": "ssh",
+    "adb": "adb",
 }
 
 
@@ -27,10 +31,13 @@ def kinds() -> list[DeviceKind]:
 def kind_of(name: str) -> tuple[DeviceKind, str]:
     """The kind and the option that `name` asks for, such as (arm64, "cortex-a76").
 
+    A URL such as `ssh://pi@board` asks for the kind of its scheme, with all the rest as the option.
+
     Raises:
         InputError: there is no such device or option.
     """
     head, _, option = name.partition(":")
+    option = option.removeprefix("//")  # of a URL, whose scheme is the kind
     if head not in KINDS:
         raise _unknown(name, head, list(KINDS))
     kind: DeviceKind = import_module(f"exporter.devices.{KINDS[head]}").KIND

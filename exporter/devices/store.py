@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ from exporter.cache import default_cache_directory, explained_os_error, sync_dir
 
 
 def store() -> Path:
-    """`devices/` in the directory of finished stages."""
-    return default_cache_directory() / "devices"
+    """`$EXPORTER_DEVICES`, else `devices/` in the directory of finished stages."""
+    return Path(os.environ.get("EXPORTER_DEVICES") or default_cache_directory() / "devices")
 
 
 def downloads() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from exporter.errors import (
     DeviceKilled,
     DeviceRefused,
 )
+from exporter.models.examples import Feeds
+from exporter.target import Workload
 
 WIRE = 1
 RUNNER = Path(__file__).resolve().with_name("runner.py")
@@ -29,8 +31,9 @@ SPEC, FEEDS, RESULT, OUTPUTS, MODEL = (
     "outputs.npz",
     "model",
 )
-# What a model directory holds beside weights that its session needs.
-_WITH_MODEL = ("session.json",)
+# What a model directory holds beside weights that its session needs; a prompt is cut to the context
+# that config.json names.
+_WITH_MODEL = ("session.json", "config.json")
 _KILLED, _ILLEGAL = 9, 4
 _BY_REASON: dict[str, type[DeviceError]] = {
     "disk": DeviceDisk,
@@ -70,13 +73,59 @@ def pack(job: Job, folder: Path, *, marks: bool = False, link: bool = False) -> 
         "outputs": OUTPUTS,
     }
     (folder / SPEC).write_text(json.dumps(spec), encoding="utf-8")
-    (folder / MODEL).mkdir()
-    for path in sorted(job.model.iterdir()):
-        if path.name.startswith("model.onnx") or path.name in _WITH_MODEL:
+    _lay_model(job.model, folder / MODEL, _WITH_MODEL, link=link)
+
+
+def pack_timing(
+    models: Mapping[str, Path],
+    feeds: Feeds,
+    workload: Workload,
+    folder: Path,
+    *,
+    threads: int,
+    rounds: int,
+    openings: int = 1,
+    seed: int = 0,
+    link: bool = False,
+) -> None:
+    """Lay out a paired, interleaved timing of `models` in the empty `folder`, as `pack` does a job.
+
+    It adds result.json only, which `unpack_timing` reads.
+
+    Args:
+        models: name -> directory with model.onnx.
+        feeds: one batch of `workload`.
+        rounds, openings, seed: see `exporter.devices.timing.time_models`.
+    """
+    shutil.copyfile(RUNNER, folder / RUNNER.name)
+    arrays: Mapping[str, Any] = feeds
+    np.savez(folder / FEEDS, **arrays)
+    places = {name: f"{MODEL}/{index}" for index, name in enumerate(models)}
+    spec = {
+        "wire": WIRE,
+        "job": "time",
+        "models": places,
+        "feeds": FEEDS,
+        "workload": workload.model_dump(),
+        "threads": threads,
+        "rounds": rounds,
+        "openings": openings,
+        "limit_seconds": None,
+        "seed": seed,
+    }
+    (folder / SPEC).write_text(json.dumps(spec), encoding="utf-8")
+    for name, directory in models.items():
+        _lay_model(directory, folder / places[name], _WITH_MODEL, link=link)
+
+
+def _lay_model(model: Path, folder: Path, companions: Sequence[str], *, link: bool) -> None:
+    folder.mkdir(parents=True)
+    for path in sorted(model.iterdir()):
+        if path.name.startswith("model.onnx") or path.name in companions:
             if link:
-                (folder / MODEL / path.name).symlink_to(path.resolve())
+                (folder / path.name).symlink_to(path.resolve())
             else:
-                shutil.copyfile(path, folder / MODEL / path.name)
+                shutil.copyfile(path, folder / path.name)
 
 
 def unpack(folder: Path, job: Job, device: str) -> tuple[Ran, dict[str, Any]]:
@@ -88,6 +137,18 @@ def unpack(folder: Path, job: Job, device: str) -> tuple[Ran, dict[str, Any]]:
         DeviceError: the runner failed there, speaks another version, or what came back is not
             what it sent.
     """
+    result = read_result(folder, device)
+    with np.load(sent_outputs(folder / OUTPUTS, result, device), allow_pickle=False) as loaded:
+        arrays = dict(loaded)
+    return ran(job, result, arrays), result
+
+
+def read_result(folder: Path, device: str) -> dict[str, Any]:
+    """The result that a runner left in `folder`.
+
+    Raises:
+        DeviceError: there is none, it is of another version, or it tells of an error.
+    """
     try:
         result: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -98,17 +159,28 @@ def unpack(folder: Path, job: Job, device: str) -> tuple[Ran, dict[str, Any]]:
         )
     if "error" in result:
         raise told(device, result["error"])
-    path = folder / OUTPUTS
+    return result
+
+
+def sent_outputs(path: Path, result: Mapping[str, Any], device: str) -> Path:
+    """`path`, which has the hash that `result` tells of the outputs.
+
+    Raises:
+        DeviceError: it has not.
+    """
     if not path.is_file() or sha256_file(path) != result.get("outputs_sha256"):
         raise DeviceError(f"{device}: the outputs that came back are not those that were sent.")
-    with np.load(path, allow_pickle=False) as loaded:
-        arrays = dict(loaded)
+    return path
+
+
+def ran(job: Job, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> Ran:
+    """A result and its arrays, "I/NAME", "tokens" and "logits", as what came back from `job`."""
     outputs: list[dict[str, Any]] = [{} for _ in job.calls]
     for key, array in arrays.items():
         index, _, name = key.partition("/")
         if index.isdigit() and int(index) < len(outputs):
             outputs[int(index)][name] = array
-    ran = Ran(
+    return Ran(
         outputs=tuple(outputs),
         tokens=arrays.get("tokens"),
         logits=arrays.get("logits"),
@@ -119,7 +191,16 @@ def unpack(folder: Path, job: Job, device: str) -> tuple[Ran, dict[str, Any]]:
         runtime=str(result.get("runtime", "")),
         facts=dict(result.get("facts", {})),
     )
-    return ran, result
+
+
+def unpack_timing(folder: Path, device: str) -> dict[str, dict[str, list[float]]]:
+    """Model -> phase -> ms of each round, as the runner told in `folder`; one index, one round.
+
+    Raises:
+        DeviceError: as `unpack`.
+    """
+    times: dict[str, dict[str, list[float]]] = read_result(folder, device)["times_ms"]
+    return times
 
 
 def told(device: str, error: Mapping[str, Any]) -> DeviceError:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from exporter.devices.host import matches
+from exporter.judge.devices import devices_not_judged, judge_devices
 from exporter.judge.divergence import judge_divergence
 from exporter.judge.latency import judge_latency
 from exporter.judge.measure import Measurements
 from exporter.judge.memory import judge_memory
 from exporter.judge.quality import judge_quality
+from exporter.judge.reading import Reading
 from exporter.judge.size import judge_size
 from exporter.judge.slices import METRICS as SLICE_METRICS
 from exporter.judge.slices import judge_slices
 from exporter.judge.statistics import proportion_bounds
+from exporter.judge.survey import host_of
 from exporter.judge.verdict import Judgement
 from exporter.models.scores import Scores
 from exporter.target import Budget, Evidence, Target
 
 
 def judge(
-    reference: Scores, candidate: Scores, measurements: Measurements, target: Target
+    reference: Scores,
+    candidate: Scores,
+    measurements: Measurements,
+    target: Target,
+    readings: Sequence[Reading] = (),
 ) -> tuple[Judgement, ...]:
     """One judgement a budget of the scores' task, in the order that reports show them.
+
+    Args:
+        readings: of the target's devices.
 
     Raises:
         DataError: the scores are not of the same examples, or lack a column.
@@ -32,6 +44,7 @@ def judge(
         for judgement in (
             *judge_answers(reference, candidate, target),
             *judge_cost(measurements, target, reference.task),
+            *judge_devices(readings, target, reference.task),
         )
     }
     budgets = target.budgets.for_task(reference.task)
@@ -79,7 +92,9 @@ def cautions(reference: Scores, measurements: Measurements, evidence: Evidence) 
     return told
 
 
-def not_judged(measurements: Measurements, target: Target, scores: Scores) -> list[str]:
+def not_judged(
+    measurements: Measurements, target: Target, scores: Scores, readings: Sequence[Reading] = ()
+) -> list[str]:
     """A sentence for each budget of the task that could not be judged here, and why."""
     told = []
     for budget in target.budgets.for_task(scores.task):
@@ -89,13 +104,17 @@ def not_judged(measurements: Measurements, target: Target, scores: Scores) -> li
                 f"{metric} was not judged: the examples have no groups. Name a column of the "
                 "data with --slice."
             )
-        if metric == "latency_p95_ms" and not matches(measurements.host, target):
+        if (
+            metric == "latency_p95_ms"
+            and not matches(measurements.host, target)
+            and not any(matches(host_of(r, target), target) for r in readings if r.times_ms)
+        ):
             wanted = ", ".join([target.isa, *target.features, f"{target.threads} threads"])
             told.append(
                 f"latency_p95_ms was not judged: {measurements.host.get('cpu', 'this machine')} "
                 f"is not a {target.name} device ({wanted}). Run `exporter check` on one."
             )
-    return told
+    return told + devices_not_judged(readings, target, scores.task)
 
 
 def _judge_one(measurements: Measurements, target: Target, budget: Budget) -> Judgement | None:

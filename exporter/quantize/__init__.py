@@ -18,7 +18,7 @@ class QuantizeOptions:
 
     Attributes:
         calibration: examples that set static ranges; None where there are none.
-        reduce_range: keep int8 weights so small that no CPU's int16 sums saturate.
+        reduce_range: keep int8 weights so small, where need be, that no CPU's int16 sums saturate.
         per_channel: one scale an output channel, not one a tensor.
         block_size: weights that share a scale in weight-only schemes: 16 to 256, a power of two.
         threads: cores that calibration may use.

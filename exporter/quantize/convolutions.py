@@ -84,14 +84,14 @@ def find_region(graph: Any) -> Region:
 
 
 def quantize_region(
-    graph: Any, region: Region, ranges: dict[str, Range], *, per_channel: bool, limit: int
+    graph: Any, region: Region, ranges: dict[str, Range], *, per_channel: bool, safe: bool
 ) -> None:
     """Put QuantizeLinear and DequantizeLinear around every operator of the region.
 
     Args:
         ranges: by name, for `region.range_source` of each of `region.values()`.
         per_channel: one weight scale an output channel.
-        limit: largest size of a weight's integer.
+        safe: no pair of products may saturate int16.
     """
     # A round trip through uint8 behind every value, read by members and strangers alike:
     # onnxruntime drops the pairs that meet.
@@ -100,7 +100,7 @@ def quantize_region(
         _round_trip(graph, value, span)
     for convolution in region.convolutions:
         pair = convolution.inputs[0].producer()
-        _quantize_weight(graph, convolution, pair, per_channel=per_channel, limit=limit)
+        _quantize_weight(graph, convolution, pair, per_channel=per_channel, safe=safe)
 
 
 def _round_trip(graph: Any, value: Any, span: Range) -> None:
@@ -125,13 +125,13 @@ def _round_trip(graph: Any, value: Any, span: Range) -> None:
 
 
 def _quantize_weight(
-    graph: Any, convolution: Any, pair: Any, *, per_channel: bool, limit: int
+    graph: Any, convolution: Any, pair: Any, *, per_channel: bool, safe: bool
 ) -> None:
     source = convolution.inputs[1]
     weight = source.const_value.numpy().astype(np.float32)  # (out, in / groups, *kernel)
     bias = convolution.inputs[2] if len(convolution.inputs) > 2 else None
     x_scale = float(pair.inputs[1].const_value.numpy())
-    quantized = symmetric(weight, axis=0 if per_channel else None, limit=limit)
+    quantized = symmetric(weight, axis=0 if per_channel else None, safe=safe)
     if bias is not None and is_float_constant(bias):
         offsets = bias.const_value.numpy().astype(np.float64)
         quantized = _room_for_bias(weight, quantized, offsets, x_scale)

@@ -12,7 +12,6 @@ from typing import Any
 
 from exporter.graph.model import OnnxModel
 from exporter.quantize import QuantizeOptions, QuantizeResult
-from exporter.quantize.integers import FULL_RANGE, SAFE_RANGE
 from exporter.quantize.linears import Linear, embeddings, float_products, linear_layers
 from exporter.quantize.proof import linear_refusal, proven
 from exporter.quantize.storage import read_graph, write_graph
@@ -34,7 +33,6 @@ def quantize(model: OnnxModel, out: Path, options: QuantizeOptions) -> QuantizeR
     linears = linear_layers(graph)
     tables = [e for e in embeddings(graph) if worth_quantizing(e)]
     kept = tuple(float_products(graph))
-    limit = SAFE_RANGE if options.reduce_range else FULL_RANGE
     use_contrib(graph)
     tied = {id(e): tied_linear(e, linears) for e in tables}
     as_rows = {linear.weight.key for linear in tied.values() if linear is not None}
@@ -49,7 +47,7 @@ def quantize(model: OnnxModel, out: Path, options: QuantizeOptions) -> QuantizeR
                 graph,
                 linear,
                 per_channel=options.per_channel,
-                limit=limit,
+                safe=options.reduce_range,
                 as_rows=linear.weight.key in as_rows,
             )
             _replace(linear, weight.values, weight.scale, weight.nodes, shared)
@@ -59,7 +57,7 @@ def quantize(model: OnnxModel, out: Path, options: QuantizeOptions) -> QuantizeR
             graph,
             table,
             per_row=options.per_channel,
-            limit=limit,
+            safe=options.reduce_range,
             stored_name=stored_name(partner.weight) if partner is not None else None,
         )
     return proven(write_graph(graph, model, out), len(linears) + len(tables), kept)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# x86 without VNNI adds pairs of u8×s8 products in saturating int16. Weights of at most 64 in
-# size cannot reach its end: 255 · (64 + 64) = 32,640 ≤ 32,767.
+from exporter.graph.pairs import SAFE_PAIR, largest_pair
+
 FULL_RANGE = 127
-SAFE_RANGE = 64
+# Weights of at most so much cannot make a pair beyond SAFE_PAIR.
+SAFE_RANGE = SAFE_PAIR // 2
 # Below this a float32 scale would be subnormal, and its inverse infinite on some hardware.
 MIN_SCALE = np.float32(2.0**-126)
 # Columns are rounded a cache's worth at a time.
@@ -66,19 +67,30 @@ class Blocks:
 
 
 def symmetric(
-    weight: NDArray[np.float32], *, axis: int | None, limit: int = FULL_RANGE
+    weight: NDArray[np.float32], *, axis: int | None, safe: bool = False, inner: int | None = None
 ) -> Symmetric:
     """Round a weight to int8 with one scale an index of `axis`, or one for all of it.
 
     Args:
         weight: any shape.
         axis: the axis that keeps its own scales; None for a single scale.
-        limit: largest size of an integer, FULL_RANGE or SAFE_RANGE.
+        safe: no pair of products may saturate int16. Only channels in which one could get a coarser
+            scale, and that no coarser than needed.
+        inner: the axis that a product sums over, two neighbours at a time; None: any two weights of
+            a channel may meet.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
     peak = np.max(np.abs(weight), axis=others, keepdims=True, initial=0)
-    scale = np.maximum(peak / np.float32(limit), MIN_SCALE).astype(np.float32)
-    values = np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8)
+    limit = np.full(peak.shape, FULL_RANGE, np.float32)
+    while True:
+        scale = np.maximum(peak / limit, MIN_SCALE).astype(np.float32)
+        values = np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8)
+        pairs = largest_pair(values, axis=axis, inner=inner).reshape(peak.shape)
+        beyond = pairs > SAFE_PAIR
+        if not (safe and beyond.any()):
+            break
+        fitting = np.floor(limit[beyond] * SAFE_PAIR / pairs[beyond])
+        limit[beyond] = np.clip(fitting, SAFE_RANGE, limit[beyond] - 1)
     return Symmetric(values, scale.reshape(-1) if axis is not None else scale.reshape(()))
 
 

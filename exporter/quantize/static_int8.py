@@ -17,7 +17,6 @@ from exporter.graph.model import OnnxModel
 from exporter.quantize import QuantizeOptions, QuantizeResult
 from exporter.quantize.calibrate import Range, activation_ranges
 from exporter.quantize.convolutions import find_region, quantize_region
-from exporter.quantize.integers import FULL_RANGE, SAFE_RANGE
 from exporter.quantize.linears import Linear, embeddings, float_products, linear_layers
 from exporter.quantize.proof import proven, refusal
 from exporter.quantize.storage import read_graph, write_graph
@@ -54,7 +53,6 @@ def quantize(model: OnnxModel, out: Path, options: QuantizeOptions) -> QuantizeR
     region = find_region(graph)
     convolutions = {id(c) for c in region.convolutions}
     kept = tuple(float_products(graph, but=convolutions))
-    limit = SAFE_RANGE if options.reduce_range else FULL_RANGE
     watched = [linear.x.name for linear in linears]
     watched += [region.range_source(value).name for value in region.values()]
     ranges = activation_ranges(model, watched, options.calibration, threads=options.threads)
@@ -70,7 +68,7 @@ def quantize(model: OnnxModel, out: Path, options: QuantizeOptions) -> QuantizeR
             graph,
             linear,
             per_channel=options.per_channel,
-            limit=limit,
+            safe=options.reduce_range,
             as_rows=linear.weight.key in as_rows,
         )
         x = rounded[id(linear.x)]
@@ -95,10 +93,12 @@ def quantize(model: OnnxModel, out: Path, options: QuantizeOptions) -> QuantizeR
             graph,
             table,
             per_row=options.per_channel,
-            limit=limit,
+            safe=options.reduce_range,
             stored_name=stored_name(partner.weight) if partner is not None else None,
         )
-    quantize_region(graph, region, ranges, per_channel=options.per_channel, limit=limit)
+    quantize_region(
+        graph, region, ranges, per_channel=options.per_channel, safe=options.reduce_range
+    )
     planned = len(linears) + len(tables) + len(region.convolutions)
     return proven(write_graph(graph, model, out), planned, kept)
 

@@ -41,18 +41,18 @@ def tied_linear(embedding: Embedding, linears: Sequence[Linear]) -> Linear | Non
 
 
 def quantize_table(
-    graph: Any, embedding: Embedding, *, per_row: bool, limit: int, stored_name: str | None = None
+    graph: Any, embedding: Embedding, *, per_row: bool, safe: bool, stored_name: str | None = None
 ) -> None:
     """Look rows up as int8 and scale them after: `float(rows[i]) * scale[i]`.
 
     Args:
         graph: the onnx_ir.Model.
         per_row: one scale a row; else one for the table.
-        limit: largest size of an integer.
+        safe: no pair of products may saturate int16.
         stored_name: base name of constants that are there already (a tied layer's).
     """
     name = stored_name or f"{embedding.table.source.name}.rows"
-    quantized = symmetric(embedding.table.array(), axis=0 if per_row else None, limit=limit)
+    quantized = symmetric(embedding.table.array(), axis=0 if per_row else None, safe=safe, inner=1)
     values = constant(graph, f"{name}.int8", quantized.values)
     scale = constant(
         graph, f"{name}.row_scale", quantized.scale[:, None] if per_row else quantized.scale

@@ -34,14 +34,14 @@ def stored_name(weight: Weight) -> str:
 
 
 def int8_weight(
-    graph: Any, linear: Linear, *, per_channel: bool, limit: int, as_rows: bool = False
+    graph: Any, linear: Linear, *, per_channel: bool, safe: bool, as_rows: bool = False
 ) -> Int8Weight:
     """Quantize a linear layer's weight.
 
     Args:
         graph: the onnx_ir.Model.
         per_channel: one scale an output.
-        limit: largest size of an integer.
+        safe: no pair of products may saturate int16.
         as_rows: store it (out, in), as the embedding table that shares it needs; onnxruntime
             folds the Transpose when it loads the graph.
 
@@ -53,7 +53,7 @@ def int8_weight(
         raise QuantizeError(
             f"{linear.weight.source.name}: a weight that holds NaN or inf cannot be quantized"
         )
-    quantized = symmetric(array, axis=1 if per_channel else None, limit=limit)
+    quantized = symmetric(array, axis=1 if per_channel else None, safe=safe, inner=0)
     name = stored_name(linear.weight)
     scale = constant(graph, f"{name}.scale", quantized.scale.reshape(-1))
     if not as_rows:

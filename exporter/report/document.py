@@ -51,6 +51,7 @@ class CandidateRow:
         quality_metric: a key of `exporter.target.BUDGET_KINDS`.
         latency_ratio: over the reference's.
         size_ratio: size on disk over the reference's.
+        instruction_ratio: of the workload on the target's emulated CPU; None: not counted.
     """
 
     name: str
@@ -61,6 +62,7 @@ class CandidateRow:
     latency_ratio: float | None = None
     size_ratio: float | None = None
     size_mib: float | None = None
+    instruction_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Report:
         times: "reference" and "candidate" -> ms of the whole workload, one a round.
         observations: measured, not judged.
         slices: groups of test examples, worst first.
+        devices: what each device of the target told, as `exporter.judge.reading.Reading` holds it.
         flips: test examples answered otherwise; empty where quoting them was not allowed.
         candidates: in the order they were tried.
         stability: verdicts and figures of the same candidate with other seeds; None when it was
@@ -156,6 +159,7 @@ class Report:
     times: dict[str, list[float]] = field(default_factory=dict)
     observations: tuple[Observation, ...] = ()
     slices: tuple[SliceRow, ...] = ()
+    devices: tuple[dict[str, Any], ...] = ()
     flips: tuple[Flip, ...] = ()
     candidates: tuple[CandidateRow, ...] = ()
     stability: dict[str, Any] | None = None

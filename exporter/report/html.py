@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.report.charts import NARROW, WIDE, scatter, series, strip
+from exporter.report.devices import device_table
 from exporter.report.distributions import NARROW as NARROW_TIMES
 from exporter.report.distributions import WIDE as WIDE_TIMES
 from exporter.report.distributions import distributions
@@ -53,6 +54,8 @@ def to_html(report: Report) -> str:
         budgets=[(row, strip(row)) for row in rows],
         times=[t for t in times if t is not None],
         passed=not any(c.status == "chosen" and c.reason for c in report.candidates),
+        devices=device_table(report.devices),
+        counted=any(row.instruction_ratio is not None for row in report.candidates),
         scatters=[s for s in drawn if s is not None],
         importance=_importance(report),
         removed=_removed(report.pruning or {}, str(report.model.get("task"))),

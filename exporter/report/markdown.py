@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from exporter.report.devices import device_table
 from exporter.report.document import Report
 from exporter.report.rows import budget_rows
 from exporter.report.wording import VERDICT_MARKS, measured, number, plain, with_unit
@@ -48,16 +49,25 @@ def to_markdown(report: Report) -> str:
                 for phase in report.phases
             ],
         )
+    if report.devices:
+        found = device_table(report.devices)
+        lines += ["", "## Devices", ""]
+        lines += table(
+            ("Metric", *map(escaped, found.devices)),
+            [(metric, *cells) for metric, cells in found.rows],
+        )
+        lines += ["", *(f"- {escaped(name)}: {escaped(note)}" for name, note in found.notes)]
     if report.candidates:
         lines += ["", "## Candidates, on development data", ""]
         lines += table(
-            ("Candidate", "Status", "Quality", "Latency", "Size", "Why"),
+            ("Candidate", "Status", "Quality", "Latency", "Instructions", "Size", "Why"),
             [
                 (
                     row.name,
                     row.status,
                     measured(row.quality_metric or "", row.quality),
                     with_unit(row.latency_ratio, "×"),
+                    with_unit(row.instruction_ratio, "×"),
                     with_unit(row.size_ratio, "×"),
                     row.reason,
                 )

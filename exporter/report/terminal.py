@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from exporter.report.devices import device_table
 from exporter.report.document import Report
 from exporter.report.rows import BudgetRow, budget_rows
 from exporter.report.wording import VERDICT_MARKS, plain
@@ -35,6 +37,9 @@ def print_summary(report: Report, console: Console, artifact: Path | None = None
     console.print()
     console.print(heading(said, rich, report.verdict, report.title), soft_wrap=True)
     console.print(_table(budget_rows(report), rich, said, width=console.width))
+    if any(reading.get("status") == "ran" for reading in report.devices):
+        console.print()
+        print_devices(report.devices, console, rich, said)
     console.print()
     if artifact is not None:
         console.print(said(f"artifact: {artifact}", "dim"), soft_wrap=True)
@@ -72,6 +77,22 @@ def bare_table(rich: bool) -> Table:
         padding=0,
         header_style="dim" if rich else "",
     )
+
+
+def print_devices(
+    readings: Sequence[Mapping[str, Any]], console: Console, rich: bool, said: Said
+) -> None:
+    """Print device × metric, and what else there is to say of each device."""
+    found = device_table(readings)
+    table = bare_table(rich)
+    table.add_column("on devices", overflow="fold")
+    for name in found.devices:
+        table.add_column(said(name), justify="right", overflow="fold")
+    for metric, cells in found.rows:
+        table.add_row(said(metric), *map(said, cells))
+    console.print(table)
+    for name, note in found.notes:
+        console.print(said(f"{name}: {note}", "dim"), soft_wrap=not console.is_terminal)
 
 
 def _table(rows: tuple[BudgetRow, ...], rich: bool, said: Said, *, width: int) -> Table:

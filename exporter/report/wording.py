@@ -56,7 +56,10 @@ def judged_figure(value: Any, unit: str) -> str:
     if number(value) == ABSENT:
         return ABSENT
     decimals = {"points": 2, "×": 3, "": 4}.get(unit)
-    text = number(value) if decimals is None or abs(value) >= 100 else _fixed(value, decimals)
+    if decimals is None or abs(value) >= 100 or 0 < abs(value) < 0.5 * 10**-decimals:
+        text = number(value)
+    else:
+        text = _fixed(value, decimals)
     return f"{text}{unit}" if unit in ("×", "") else f"{text} {unit}"
 
 

@@ -17,6 +17,7 @@ from exporter.ship.runner import write_runner
 
 EVIDENCE = "evidence"
 MEASUREMENTS = "measurements.json"
+DEVICES = "devices.json"
 
 # What belongs to a model besides its weights. Weights of the source never ship beside ONNX.
 _COMPANIONS = (
@@ -100,6 +101,7 @@ def assemble(
     reference_scores: Scores | None = None,
     candidate_scores: Scores | None = None,
     measurements: Mapping[str, Any] | None = None,
+    devices: Sequence[Any] = (),
 ) -> None:
     """Add evidence and reports to what `assemble_model` wrote, then the manifest over it all.
 
@@ -107,15 +109,17 @@ def assemble(
         documents: file name -> text, such as `exporter.report.render.render(report)` makes.
         manifest: what the manifest says besides the hashes of the files.
         measurements: every single time, size and peak, JSON-ready.
+        devices: what each device of the target told, JSON-ready.
     """
     evidence = directory / EVIDENCE
     evidence.mkdir(exist_ok=True)
     for name, scores in (("reference", reference_scores), ("candidate", candidate_scores)):
         if scores is not None:
             scores.evidence().save(evidence, name)
-    if measurements is not None:
-        text = json.dumps(measurements, indent=1, allow_nan=False)
-        (evidence / MEASUREMENTS).write_text(text + "\n", encoding="utf-8")
+    for name, facts in ((MEASUREMENTS, measurements), (DEVICES, list(devices) or None)):
+        if facts is not None:
+            text = json.dumps(facts, indent=1, allow_nan=False)
+            (evidence / name).write_text(text + "\n", encoding="utf-8")
     for name, text in documents.items():
         (directory / name).write_text(text, encoding="utf-8")
     write_manifest(directory, dict(manifest))

@@ -11,6 +11,7 @@ import pytest
 
 from exporter.devices import wire
 from exporter.devices.device import Job
+from exporter.devices.python_device import PythonDevice
 from exporter.devices.registry import kind_of, kinds, open_device
 from exporter.errors import (
     DeviceCpu,
@@ -68,6 +69,54 @@ def test_time_is_over(tmp_path: Path) -> None:
     model = product(tmp_path / "m", 8)
     with pytest.raises(DeviceTimeout, match="not finished after 0 s"):
         open_device("local").run(Job(model.directory), timeout_s=0.01)
+
+
+def timed(device: PythonDevice, folder: Path) -> None:
+    """What every device with real time does with two models and with one it cannot open."""
+    models = {"small": product(folder / "s", 8), "large/one": product(folder / "l", 1500)}
+    directories = {name: model.directory for name, model in models.items()}
+    x = {"x": np.ones((1, 8), np.float32)}
+    with pytest.raises(DeviceError, match=f"{device.traits.name}: .*dimension"):
+        device.time(directories, x, Workload(), threads=1, rounds=5, timeout_s=60)
+    models["small"] = product(folder / "same", 1500)
+    directories = {name: model.directory for name, model in models.items()}
+    x = {"x": np.ones((1, 1500), np.float32)}
+    times = device.time(directories, x, Workload(), threads=1, rounds=8, openings=2, timeout_s=60)
+    assert {name: list(phases) for name, phases in times.items()} == {
+        "small": ["run"],
+        "large/one": ["run"],
+    }
+    assert all(len(phases["run"]) == 8 for phases in times.values())
+    assert all(0 < ms < 1000 for phases in times.values() for ms in phases["run"])
+
+
+def test_models_are_timed_side_by_side(tmp_path: Path) -> None:
+    device = open_device("local")
+    assert isinstance(device, PythonDevice)
+    timed(device, tmp_path)
+
+
+def test_time_that_is_not_time_is_not_taken(tmp_path: Path) -> None:
+    device = open_device("local")
+    assert isinstance(device, PythonDevice)
+    device.traits = dataclasses.replace(device.traits, cost="instructions")
+    with pytest.raises(DeviceError, match="emulated"):
+        device.time({}, {}, Workload(), threads=1, rounds=5, timeout_s=60)
+
+
+def test_a_prompt_is_timed_as_long_as_the_context_of_all_models_holds(tmp_path: Path) -> None:
+    model = cached_decoder(tmp_path / "m")
+    (model.directory / "config.json").write_text(json.dumps({"n_positions": 20}))
+    workload = Workload(prompt_length=100, decode_tokens=4)
+    (tmp_path / "job").mkdir()
+    feeds = {"input_ids": np.ones((1, 5), np.int64)}
+    wire.pack_timing({"m": model.directory}, feeds, workload, tmp_path / "job", threads=1, rounds=5)
+    device = open_device("local")
+    assert isinstance(device, PythonDevice)
+    device.execute(tmp_path / "job", timeout_s=60)
+    ran = json.loads((tmp_path / "job/result.json").read_text())["workload"]
+    assert ran["prompt_length"] + ran["decode_tokens"] < 20
+    assert sorted(wire.unpack_timing(tmp_path / "job", "local")["m"]) == ["decode", "prefill"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,310 @@
+"""Survey: ask one device what it makes of reference and candidate, and compare with here.
+
+The reference's outputs on this machine are what everything is held against, so that a difference
+between CPUs is told apart from an error of quantization: the candidate is compared with them
+twice, as it answers here and as it answers there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.devices.device import Device, Job, Ran
+from exporter.devices.local import KIND as LOCAL
+from exporter.devices.python_device import PythonDevice
+from exporter.errors import (
+    DeviceCpu,
+    DeviceError,
+    DeviceKilled,
+    DeviceRefused,
+)
+from exporter.graph.model import OnnxModel
+from exporter.graph.saturation import saturations
+from exporter.graph.session import OnnxRun, open_run
+from exporter.judge.agreement import Answers, agreement, difference, same_tokens
+from exporter.judge.latency import phase_latencies, rounds_for
+from exporter.judge.reading import Cost, Reading
+from exporter.models.examples import Development, Examples, Feeds, Outputs
+from exporter.models.scores import Scores
+from exporter.models.tasks import Task
+from exporter.progress import Progress
+from exporter.target import VNNI, DeviceEntry, Target, Workload
+
+# The reference need not answer as much as the candidate: its float32 outputs agree or they do not.
+FLOAT_CALLS = 3
+# Documents are cut into windows: no more of these than so many an example.
+FEEDS_AN_EXAMPLE = 2
+
+# How a device runs a job; a cache may stand in front of it.
+Runs = Callable[[Device, Job], Ran]
+
+
+@dataclass(frozen=True)
+class Home:
+    """Everything that a survey holds a device's answers against, made once for all devices."""
+
+    reference: Answers
+    candidate: Answers
+    tokens: NDArray[Any] | None  # that the candidate writes here, (batch, n)
+
+
+def home(
+    task: Task,
+    reference: OnnxModel,
+    candidate: OnnxModel,
+    examples: Examples[Development],
+    feeds: Feeds,
+    workload: Workload,
+    progress: Progress,
+) -> Home:
+    """What both models answer here, by the files that ship."""
+    examples.require(Development)
+    runs = open_run(reference), open_run(candidate)
+    before = _answers(task, runs[0], examples, None)
+    after = _answers(task, runs[1], examples, runs[0] if task.joint else None)
+    after = replace(after, scores=task.relate(before.scores, after.scores))
+    tokens = None
+    if any(name.startswith("past_key_values") for name in runs[1].inputs):
+        job = Job(candidate.directory, (), feeds, workload, repeats=1)
+        tokens = LOCAL.open("", {}).run(job, timeout_s=_HERE_S, progress=progress).tokens
+    return Home(before, after, tokens)
+
+
+_HERE_S = 3600.0
+
+
+def few(examples: Examples[Development], count: int) -> Examples[Development]:
+    """The first `count` examples, or fewer where they are cut into many feeds."""
+    while count > 1 and len(examples.head(count).feeds) > FEEDS_AN_EXAMPLE * count:
+        count -= 1
+    return examples.head(count)
+
+
+def survey(
+    device: Device,
+    entry: DeviceEntry,
+    task: Task,
+    reference: OnnxModel,
+    candidate: OnnxModel,
+    examples: Examples[Development],
+    at_home: Home,
+    feeds: Feeds,
+    workload: Workload,
+    target: Target,
+    run: Runs,
+) -> Reading:
+    """Run both models on `device` and say how they agree with here and what they cost.
+
+    Args:
+        examples: those that `at_home` answered.
+        feeds: one batch of the workload.
+        run: runs a job on the device.
+    """
+    found = _of(device, entry, len(examples))
+    may = _may_saturate(device, candidate)
+
+    def job(model: OnnxModel, calls: tuple[Feeds, ...]) -> Job:
+        threads = target.threads if device.traits.cost == "ms" else 1
+        return Job(model.directory, calls, feeds, workload, threads=threads)
+
+    try:
+        after = run(device, job(candidate, at_home.candidate.calls))
+    except DeviceError as error:
+        return _failed(found, error)
+    found = replace(
+        found,
+        runtime=after.runtime,
+        here=agreement(at_home.reference, at_home.candidate.outputs, at_home.candidate.scores),
+        there=agreement(
+            at_home.reference,
+            after.outputs,
+            _scores_of(task, after.outputs, examples, at_home),
+        ),
+        same_tokens=same_tokens(at_home.tokens, after.tokens),
+        candidate=cost_of(after, workload),
+        facts={**after.facts, **({"saturation": may} if may else {})},
+    )
+    calls = at_home.reference.calls[:FLOAT_CALLS]
+    try:
+        before = run(device, job(reference, calls))
+    except DeviceError as error:
+        return replace(found, float_reason=str(error))
+    found = replace(
+        found,
+        float_difference=difference(at_home.reference.outputs[: len(calls)], before.outputs),
+        reference=cost_of(before, workload),
+    )
+    if not (isinstance(device, PythonDevice) and device.traits.cost == "ms"):
+        return found
+    models = {"reference": reference.directory, "candidate": candidate.directory}
+    try:
+        return _timed(found, device, models, feeds, workload, target, entry.timeout_s)
+    except DeviceError as error:
+        return replace(found, facts={**found.facts, "timing": str(error)})
+
+
+def _timed(
+    found: Reading,
+    device: PythonDevice,
+    models: dict[str, Path],
+    feeds: Feeds,
+    workload: Workload,
+    target: Target,
+    timeout_s: float,
+) -> Reading:
+    """The reading with times of both models, taken in turns on the device itself.
+
+    Raises:
+        DeviceError: it came to no end.
+    """
+    times = device.time(
+        models,
+        feeds,
+        workload,
+        threads=target.threads,
+        rounds=rounds_for(target, host_of(found, target)),
+        openings=1,
+        timeout_s=timeout_s,
+        seed=target.recipe.seed,
+    )
+    confidence = target.evidence.confidence
+    answer, *phases = phase_latencies(times["reference"], times["candidate"], workload, confidence)
+    sides = {}
+    for side in ("reference", "candidate"):
+        each = {p.phase: getattr(p, f"{side}_p50_ms") for p in phases or [answer]}
+        if not phases:
+            each = {"run": each["answer"]}
+        whole = getattr(answer, f"{side}_p50_ms")
+        sides[side] = replace(getattr(found, side), answer=whole, phases=each, spread=None)
+    return replace(
+        found,
+        **sides,
+        times_ms=times,
+        decode_tokens=workload.decode_tokens,
+        ratio_low=answer.ratio_low,
+        ratio_high=answer.ratio_high,
+    )
+
+
+def host_of(reading: Reading, target: Target) -> dict[str, Any]:
+    """A device as `exporter.devices.host.matches` wants it; it has the cores that it ran on."""
+    return {
+        "isa": reading.isa,
+        "features": reading.features,
+        "cores": reading.facts.get("cores", target.threads),
+    }
+
+
+def costs_only(
+    device: Device,
+    entry: DeviceEntry,
+    reference: OnnxModel,
+    candidate: OnnxModel,
+    feeds: Feeds,
+    workload: Workload,
+    run: Runs,
+) -> Reading:
+    """What both models cost on `device`; nothing of their answers."""
+    found = _of(device, entry, 0)
+    costs: list[Cost] = []
+    for model in (candidate, reference):
+        try:
+            ran = run(device, Job(model.directory, (), feeds, workload, repeats=1))
+        except DeviceError as error:
+            if model is candidate:
+                return _failed(found, error)
+            return replace(found, candidate=costs[0], float_reason=str(error))
+        costs.append(cost_of(ran, workload))
+    return replace(found, candidate=costs[0], reference=costs[1], runtime=ran.runtime)
+
+
+def _of(device: Device, entry: DeviceEntry, examples: int) -> Reading:
+    traits = device.traits
+    return Reading(
+        entry.name,
+        entry.required,
+        "ran",
+        title=traits.title,
+        isa=traits.isa,
+        emulated=traits.emulated,
+        unit=traits.cost,
+        features=traits.features,
+        examples=examples,
+    )
+
+
+def _failed(found: Reading, error: DeviceError) -> Reading:
+    """A model that does not run there, told apart from a device that did not come to an end."""
+    ours = isinstance(error, DeviceRefused | DeviceKilled | DeviceCpu)
+    return replace(found, status="failed" if ours else "unfinished", reason=str(error), examples=0)
+
+
+def _may_saturate(device: Device, candidate: OnnxModel) -> list[str]:
+    """Operators and channels whose sums can saturate there, for x86 CPUs that add in int16."""
+    traits = device.traits
+    if traits.isa != "x86-64" or set(traits.features) & VNNI:
+        return []
+    return [str(risk) for risk in saturations(candidate)[0]]
+
+
+def missing(entry: DeviceEntry, why: str) -> Reading:
+    """The reading of a device that is not usable here."""
+    return Reading(entry.name, entry.required, "missing", reason=why)
+
+
+def cost_of(ran: Ran, workload: Workload) -> Cost:
+    """A device's repeats as mean costs of the phases and of the whole workload."""
+    phases = {phase: float(np.mean(told)) for phase, told in ran.costs.items() if told}
+    answer = phases.get("run")
+    classes = dict(ran.classes.get("run", {}))
+    if "prefill" in phases and "decode" in phases:
+        answer = phases["prefill"] + workload.decode_tokens * phases["decode"]
+        first, later = ran.classes.get("prefill", {}), ran.classes.get("decode", {})
+        classes = {k: first[k] + workload.decode_tokens * later.get(k, 0.0) for k in first}
+    spreads = [max(told) / min(told) - 1 for told in ran.costs.values() if told and min(told) > 0]
+    return Cost(
+        answer,
+        phases,
+        max(spreads) if spreads else None,
+        classes,
+        ran.load_cost,
+        ran.heap_mib,
+        ran.peak_mib,
+    )
+
+
+def _answers(task: Task, run: OnnxRun, examples: Examples[Any], against: OnnxRun | None) -> Answers:
+    calls: list[Feeds] = []
+    outputs: list[Outputs] = []
+
+    def recorded(feeds: Feeds) -> Outputs:
+        calls.append(run.complete(feeds))
+        outputs.append(run(feeds))
+        return outputs[-1]
+
+    scores = task.score(recorded, examples, against=against, workers=1)
+    return Answers(tuple(calls), tuple(outputs), scores)
+
+
+def _scores_of(
+    task: Task,
+    outputs: tuple[Outputs, ...],
+    examples: Examples[Any],
+    at_home: Home,
+) -> Scores:
+    """The task's scores of outputs that came back from a device, in the order of the calls."""
+    left = iter(outputs)
+    again = iter(at_home.reference.outputs)
+    scores = task.score(
+        lambda feeds: next(left),
+        examples,
+        against=(lambda feeds: next(again)) if task.joint else None,
+        workers=1,
+    )
+    return task.relate(at_home.reference.scores, scores)

@@ -1,0 +1,169 @@
+"""What devices tell and what is made of it: agreement, cost, verdicts; each can go either way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.devices.device import Ran
+from exporter.errors import ArtifactError
+from exporter.judge.agreement import difference
+from exporter.judge.devices import devices_not_judged, judge_devices
+from exporter.judge.reading import (
+    Agreement,
+    Cost,
+    Reading,
+    readings_from_json,
+    readings_to_json,
+)
+from exporter.judge.survey import cost_of
+from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, overall
+from exporter.target import Target, Workload, load_target
+
+HERE = Agreement(100, 2, 0.98, 0.999, {"accuracy": 0.9})
+RAN = Reading(
+    "arm64:cortex-a76",
+    required=False,
+    status="ran",
+    unit="instructions",
+    examples=100,
+    float_difference=1e-5,
+    here=HERE,
+    there=HERE,
+    reference=Cost(answer=500e6),
+    candidate=Cost(answer=200e6),
+)
+TASK = "text-classification"
+
+
+def _target(**budgets: Any) -> Target:
+    changed = load_target("mobile").model_dump()
+    changed["devices"] = [{"name": "arm64:cortex-a76"}]
+    changed["budgets"] = {
+        "device_difference": 1e-4,
+        "device_flip_ratio": 0.05,
+        "device_cosine_drop": 0.01,
+        "instruction_ratio": 0.6,
+        "board_memory_mib": 256,
+    } | budgets
+    return Target.model_validate(changed)
+
+
+def _verdicts(*readings: Reading, **budgets: Any) -> dict[str, str]:
+    found = judge_devices(readings, _target(**budgets), TASK)
+    return {j.metric: j.verdict.value for j in found}
+
+
+def test_a_device_that_agrees_passes_and_what_it_did_not_tell_is_not_judged() -> None:
+    assert _verdicts(RAN) == dict.fromkeys(
+        [
+            "device_failures",
+            "device_difference",
+            "device_flip_ratio",
+            "device_cosine_drop",
+            "instruction_ratio",
+        ],
+        "PASS",
+    )
+    (note,) = devices_not_judged([RAN], _target(), TASK)
+    assert note.startswith("board_memory_mib: not judged")
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        ({"float_difference": 2e-4}, "device_difference"),
+        ({"there": replace(HERE, flips=9)}, "device_flip_ratio"),
+        ({"there": replace(HERE, cosine=0.98)}, "device_cosine_drop"),
+        ({"candidate": Cost(answer=301e6)}, "instruction_ratio"),
+        ({"smallest_mib": {"candidate": 272, "reference": None}}, "board_memory_mib"),
+        ({"smallest_mib": {"candidate": None, "reference": None}}, "board_memory_mib"),
+    ],
+)
+def test_each_budget_can_be_lost(change: dict[str, Any], lost: str) -> None:
+    found = _verdicts(replace(RAN, **change))
+    assert [metric for metric, verdict in found.items() if verdict != "PASS"] == [lost]
+    assert found[lost] == "FAIL"
+
+
+def test_a_flip_that_the_host_has_too_is_no_fault_of_the_device() -> None:
+    bad = replace(HERE, flips=40)
+    assert _verdicts(replace(RAN, here=bad, there=bad))["device_flip_ratio"] == "PASS"
+
+
+def test_the_worst_device_decides() -> None:
+    worse = replace(RAN, device="x86-64:haswell", there=replace(HERE, flips=50))
+    for readings in ((RAN, worse), (worse, RAN)):
+        (judgement,) = [
+            j for j in judge_devices(readings, _target(), TASK) if j.metric == "device_flip_ratio"
+        ]
+        assert judgement.verdict is FAIL
+        assert "x86-64:haswell" in judgement.reason
+
+
+def test_a_required_device_that_is_missing_or_unfinished_leaves_the_verdict_open() -> None:
+    for status in ("missing", "unfinished"):
+        gone = Reading("arm64:cortex-a53", True, status, reason="no emulator")
+        judgements = judge_devices([RAN, gone], _target(), TASK)
+        assert overall(judgements) is INCONCLUSIVE
+        assert "arm64:cortex-a53 is required: no emulator." in judgements[0].reason
+        assert overall(judge_devices([RAN, replace(gone, required=False)], _target(), TASK)) is PASS
+
+
+def test_a_device_on_which_it_does_not_run_fails_it_required_or_not() -> None:
+    for required in (True, False):
+        bad = Reading("wasm", required, "failed", reason="wasm: no MatMulNBits")
+        judgements = judge_devices([RAN, bad], _target(), TASK)
+        assert overall(judgements) is FAIL
+        assert "no MatMulNBits" in judgements[0].reason
+
+
+def test_without_a_device_that_told_nothing_is_judged() -> None:
+    gone = Reading("arm64:cortex-a53", False, "missing", reason="no emulator")
+    assert judge_devices([gone], _target(), TASK) == []
+    notes = devices_not_judged([gone], _target(), TASK)
+    assert notes[0] == "arm64:cortex-a53 was not asked: no emulator."
+
+
+def test_only_instructions_count_as_instructions() -> None:
+    assert "instruction_ratio" not in _verdicts(replace(RAN, unit="ms"))
+
+
+def test_the_cost_of_a_language_model_is_the_prompt_and_all_tokens() -> None:
+    ran = Ran(
+        costs={"prefill": (10.0, 10.0), "decode": (2.0, 2.002)},
+        classes={"prefill": {"all": 10.0, "dot_product": 4.0}, "decode": {"all": 2.0}},
+    )
+    cost = cost_of(ran, Workload(decode_tokens=5))
+    assert cost.answer == pytest.approx(10 + 5 * 2.001)
+    assert cost.classes == {"all": 20.0, "dot_product": 4.0}
+    assert cost.spread == pytest.approx(0.001)
+
+
+def test_differences_are_relative_only_to_large_outputs_and_nan_is_never_near() -> None:
+    one = ({"y": np.array([0.0, 0.5])},)
+    assert difference(one, ({"y": np.array([0.0, 0.6])},)) == pytest.approx(0.1)
+    large = ({"y": np.array([100.0, 100.0])},)
+    assert difference(large, ({"y": np.array([100.0, 101.0])},)) == pytest.approx(0.01)
+    assert difference(one, ({"y": np.array([np.nan, 0.5])},)) > 1e300  # type: ignore[operator]
+    assert difference(({"ids": np.array([1])},), ({"ids": np.array([2])},)) is None
+
+
+def test_readings_survive_json_and_malformed_ones_are_refused() -> None:
+    stored = json.loads(json.dumps(readings_to_json([RAN])))
+    assert readings_from_json(stored) == (RAN,)
+    for change in (
+        {"status": "fine"},
+        {"float_difference": "none"},
+        {"here": {"decisions": 0, "flips": 0, "top_k": 1.0, "cosine": 1.0}},
+        {"here": {"decisions": 10, "flips": 11, "top_k": 1.0, "cosine": 1.0}},
+        {"candidate": {"answer": float("nan")}},
+    ):
+        with pytest.raises(ArtifactError):
+            readings_from_json([{**stored[0], **change}])
+    with pytest.raises(ArtifactError, match="one reading a device"):
+        readings_from_json([stored[0], stored[0]])
