@@ -28,6 +28,7 @@ def test_an_installed_wheel_works_from_anywhere(tmp_path: Path) -> None:
         "exporter/report/templates/report.html",
         "exporter/ship/templates/run_text_generation_genai.py",
         "exporter/devices/runner.py",
+        "exporter/devices/board_init.sh",
         "exporter/devices/web/package-lock.json",
         "exporter/devices/web/runner.mjs",
         "exporter/devices/count.c",

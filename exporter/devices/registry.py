@@ -17,6 +17,7 @@ KINDS = {
     "browser": "browser",
     "arm64": "arm64",
     "x86-64": "x86_64",
+    "board": "board",
     "ssh": "ssh",
     "adb": "adb",
 }
