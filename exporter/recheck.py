@@ -41,7 +41,7 @@ from exporter.report.document import Report
 from exporter.report.wording import explain
 from exporter.ship.bundle import EVIDENCE
 from exporter.stages import answers, workload_feeds
-from exporter.surveying import ask, asked, entry_for, missing, uncached
+from exporter.surveying import ask, asked, entry_for, missing, smallest_board, uncached
 from exporter.target import Budget, Target, load_target
 from exporter.toml import validated
 
@@ -201,6 +201,7 @@ def _devices(
             here.development,
             feeds,
             lambda entry: uncached(entry, progress),
+            lambda entry, job: smallest_board(entry, job, profile, progress),
             progress,
         )
         told |= {reading.device: reading for reading in anew}

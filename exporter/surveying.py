@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from exporter.devices.device import Device, Job, Ran
 from exporter.devices.registry import kind_of, open_device
 from exporter.devices.runner import fitted
+from exporter.devices.smallest import memory_bounds_mib, smallest_memory
 from exporter.errors import DeviceMissing, InputError
 from exporter.graph.model import OnnxModel
 from exporter.judge.reading import Reading
@@ -24,7 +25,7 @@ from exporter.models.examples import Development, Examples, Feeds
 from exporter.models.tasks import Task
 from exporter.models.text import feeds_id
 from exporter.progress import Progress
-from exporter.stages import Context, run_stage
+from exporter.stages import Context, read_facts, run_stage, write_facts
 from exporter.target import DeviceEntry, Target, Workload
 
 # What counts or computes the same whenever it is asked the same may come from the cache.
@@ -127,6 +128,7 @@ def surveyed(
         development,
         feeds,
         lambda entry: _runs(context, entry),
+        lambda entry, job: _smallest(context, entry, job),
         context.progress,
     )
 
@@ -145,9 +147,15 @@ def ask(
     development: Examples[Development],
     feeds: Feeds,
     runs: Callable[[DeviceEntry], Callable[[Device, Job], Ran]],
+    smallest: Callable[[DeviceEntry, Job], int | None],
     progress: Progress,
 ) -> tuple[Reading, ...]:
-    """One reading a device."""
+    """One reading a device.
+
+    Args:
+        runs: for an entry, what runs a job on its device.
+        smallest: the smallest memory of a board on which a job runs, see `smallest_board`.
+    """
     workload = _fitted(target, reference, candidate)
     homes: dict[int, tuple[Examples[Development], Home]] = {}
     readings = []
@@ -163,22 +171,38 @@ def ask(
                 home(task, reference, candidate, examples, feeds, workload, progress),
             )
         examples, at_home = homes[count]
-        readings.append(
-            survey(
-                one.device,
-                one.entry,
-                task,
-                reference,
-                candidate,
-                examples,
-                at_home,
-                feeds,
-                workload,
-                target,
-                runs(one.entry),
-            )
+        reading = survey(
+            one.device,
+            one.entry,
+            task,
+            reference,
+            candidate,
+            examples,
+            at_home,
+            feeds,
+            workload,
+            target,
+            runs(one.entry),
         )
+        if one.entry.name.startswith("board") and reading.status == "ran":
+            job = Job(candidate.directory, (), feeds, workload, repeats=1)
+            reading = replace(reading, smallest_mib={"candidate": smallest(one.entry, job)})
+        readings.append(reading)
     return tuple(readings)
+
+
+def smallest_board(entry: DeviceEntry, job: Job, target: Target, progress: Progress) -> int | None:
+    """The smallest memory (MiB) of the board `entry` on which `job` runs, up to the profile's."""
+    settings = settings_of(entry, target)
+    low, _ = memory_bounds_mib(job.model)
+    return smallest_memory(
+        lambda changed: open_device(entry.name, {**settings, **changed}),
+        job,
+        min(low, target.memory_mib),
+        target.memory_mib,
+        timeout_s=entry.timeout_s,
+        progress=progress,
+    )
 
 
 def uncached(entry: DeviceEntry, progress: Progress) -> Callable[[Device, Job], Ran]:
@@ -205,16 +229,38 @@ def _runs(context: Context, entry: DeviceEntry) -> Callable[[Device, Job], Ran]:
         inputs = {
             "device": asdict(device.traits),
             "identity": device.identity,
-            "model": OnnxModel(job.model).weights_sha256(),
-            "session": _session(job.model),
-            "calls": [feeds_id(call) for call in job.calls],
-            "feeds": None if job.feeds is None else feeds_id(job.feeds),
-            "workload": job.workload.model_dump(),
-            "repeats": job.repeats,
+            **_job_inputs(job),
         }
         return load_ran(run_stage(context, None, "ran", ("devices",), inputs, make))
 
     return run
+
+
+def _smallest(context: Context, entry: DeviceEntry, job: Job) -> int | None:
+    """`smallest_board`, once for the same model and board."""
+
+    def make(out: Path, scratch: Path) -> None:
+        found = smallest_board(entry, job, context.target, context.progress)
+        write_facts(out, "smallest.json", {"mib": found})
+
+    inputs = {
+        "board": open_device(entry.name, settings_of(entry, context.target)).identity,
+        **_job_inputs(job),
+    }
+    stage = run_stage(context, None, "smallest-memory", ("devices",), inputs, make)
+    found: int | None = read_facts(stage, "smallest.json")["mib"]
+    return found
+
+
+def _job_inputs(job: Job) -> dict[str, Any]:
+    return {
+        "model": OnnxModel(job.model).weights_sha256(),
+        "session": _session(job.model),
+        "calls": [feeds_id(call) for call in job.calls],
+        "feeds": None if job.feeds is None else feeds_id(job.feeds),
+        "workload": job.workload.model_dump(),
+        "repeats": job.repeats,
+    }
 
 
 def _session(model: Path) -> str:

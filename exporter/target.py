@@ -224,6 +224,7 @@ class DeviceEntry(_Table):
     python: str | None = Field(
         None, description="Interpreter on a device that is reached over ssh or adb."
     )
+    cpu: str | None = Field(None, description="Of a board, such as `cortex-a53`.")
     throttle: float | None = Field(
         None, ge=1, le=100, description="How many times slower a browser's CPU is made."
     )

@@ -88,6 +88,11 @@ class Board(PythonDevice):
         self.disk_mib, self.limit_guest_s = disk_mib, limit_guest_s
         self._told: dict[str, str] = {}
 
+    @property
+    def identity(self) -> str:
+        """Where its parts lie, whose places are named after what they hold, and its size."""
+        return repr((self.files, self.cpu, self.memory_mib, self.disk_mib, self.limit_guest_s))
+
     def run(self, job: Job, *, timeout_s: float, progress: Progress | None = None) -> Ran:
         """Do `job` there, with one thread; see `Device.run`."""
         one_thread = dataclasses.replace(job, threads=1)

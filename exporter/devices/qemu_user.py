@@ -74,6 +74,11 @@ class QemuUser(PythonDevice):
         self.options = tuple(options)
         self.environment = {**ENVIRONMENT, **(environment or {})}
 
+    @property
+    def identity(self) -> str:
+        """Where its parts lie, whose places are named after what they hold."""
+        return repr((emulator_command(self.guest), self.cpu, self.python, self._counting))
+
     def run(self, job: Job, *, timeout_s: float, progress: Progress | None = None) -> Ran:
         """Do `job` there; with one thread where instructions are counted (`facts["threads"]`)."""
         if self.marks and job.threads != 1:

@@ -31,9 +31,10 @@ SPEC, FEEDS, RESULT, OUTPUTS, MODEL = (
     "outputs.npz",
     "model",
 )
-# What a model directory holds beside weights that its session needs; a prompt is cut to the context
-# that config.json names.
-_WITH_MODEL = ("session.json", "config.json")
+# What a model directory holds beside weights that its session needs. A job's workload fits its
+# model; a timing's is cut there to the context that config.json names.
+_WITH_MODEL = ("session.json",)
+_TIMED = (*_WITH_MODEL, "config.json")
 _KILLED, _ILLEGAL = 9, 4
 _BY_REASON: dict[str, type[DeviceError]] = {
     "disk": DeviceDisk,
@@ -115,7 +116,7 @@ def pack_timing(
     }
     (folder / SPEC).write_text(json.dumps(spec), encoding="utf-8")
     for name, directory in models.items():
-        _lay_model(directory, folder / places[name], _WITH_MODEL, link=link)
+        _lay_model(directory, folder / places[name], _TIMED, link=link)
 
 
 def _lay_model(model: Path, folder: Path, companions: Sequence[str], *, link: bool) -> None:
