@@ -25,6 +25,7 @@ NOUNS = (
 TOP = (
     "stages",
     "surveying",
+    "supporting",
     "building",
     "attempts",
     "choose",

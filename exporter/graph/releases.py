@@ -12,8 +12,10 @@ Float16 is in no table: where the CPU has no kernel for it, every release comput
 
 from __future__ import annotations
 
+from exporter.target import OLDEST_RUNTIME
+
 # The releases that were looked at: 1.OLDEST to 1.NEWEST.
-OLDEST = 16
+OLDEST = OLDEST_RUNTIME
 NEWEST = 32
 
 # Newest ai.onnx opset and newest IR version -> first minor release that opens it.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ModelError
+from exporter.errors import ExportError, ModelError
 from exporter.graph.model import OnnxModel
 from exporter.graph.releases import (
     ATTRIBUTES,
@@ -64,12 +64,12 @@ class Need:
     since: int | None
     remedy: str
 
-    def __str__(self) -> str:
+    @property
+    def came(self) -> str:
+        """Since when there is such a thing."""
         if self.since is None:
-            came = f"no onnxruntime up to 1.{NEWEST} takes it on the CPU"
-        else:
-            came = f"it came with onnxruntime 1.{self.since}"
-        return f"{self.operator}: {self.what} ({came}); {self.remedy}"
+            return f"which no onnxruntime up to 1.{NEWEST} runs on the CPU"
+        return f"which came with 1.{self.since}"
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,21 @@ class Support:
             "oldest": self.oldest,
             "needs": [asdict(need) for need in self.needs],
         }
+
+
+def demand(support: Support, version: str, place: str) -> None:
+    """Refuse a file that onnxruntime `version` would refuse.
+
+    Raises:
+        ExportError: it needs something newer; every need is named.
+    """
+    refused = support.refused_by(version)
+    if refused:
+        told = "; ".join(f"{need.operator}: {need.what}, {need.came}" for need in refused)
+        raise ExportError(
+            f"{place}: must run on onnxruntime {version} (runtime_version), got {told}; "
+            f"{refused[0].remedy}"
+        )
 
 
 def examine(model: OnnxModel) -> Support:
