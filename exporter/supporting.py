@@ -1,4 +1,4 @@
-"""The runtime of a profile: what it must take, what ships for it, and what the report says of it."""
+"""The runtime of a profile: what it must take, what ships for it, and what the report says."""
 
 from __future__ import annotations
 

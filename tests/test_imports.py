@@ -56,7 +56,7 @@ def _level(module: str) -> int:
         return 0
     if part in ROOMS:
         return 1 + ROOMS.index(part)
-    return TOP.index(part) + 20 if part in TOP else 40
+    return 20 + (TOP.index(part) if part in TOP else len(TOP))
 
 
 def _imports(path: Path) -> set[str]:
