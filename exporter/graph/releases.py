@@ -26,7 +26,8 @@ IR_VERSIONS = {9: 16, 10: 18, 11: 23, 12: 24, 13: 24, 14: 32}
 TYPES = {"int4": 19, "uint4": 19, "int2": 24, "uint2": 24, "float8e8m0": 27}
 
 # Operators of com.microsoft with a CPU kernel, by the first minor release that has it. Those of
-# OLDEST may be older. Extended operators of ai.onnx that came late stand in LATE.
+# OLDEST may be older. LATE holds the operators of ai.onnx that came later than their opset, and
+# LATE_KERNELS those that were taken apart before they had a kernel: in ORT format nobody does that.
 _CONTRIB = {
     16: "Attention AttnLSTM BeamSearch BiasGelu BifurcationDetector CDist "
     "ConvTransposeWithDynamicPads CropAndResize DequantizeLinear DynamicQuantizeLSTM "
@@ -53,6 +54,7 @@ _CONTRIB = {
 }
 CONTRIB = {name: minor for minor, names in _CONTRIB.items() for name in names.split()}
 LATE = {"DeformConv": 25, "TensorScatter": 25}
+LATE_KERNELS = {"Gelu": 18}
 
 # An attribute that a release does not know is refused ("Unrecognized attribute"), even with its
 # default value; files in ORT format spell out every default of the release that wrote them.

@@ -19,6 +19,7 @@ from exporter.graph.releases import (
     INPUTS,
     IR_VERSIONS,
     LATE,
+    LATE_KERNELS,
     NEWEST,
     OLDEST,
     OPSETS,
@@ -150,7 +151,7 @@ def examine(model: OnnxModel) -> Support:
         for operator in _operators(body)
         if (operator.domain, operator.op_type) not in local
     ]
-    return Support(opsets, proto.ir_version, _ranked([*needs, *operator_needs(operators)]))
+    return Support(opsets, proto.ir_version, _ranked([*needs, *operator_needs(operators, LATE)]))
 
 
 def examine_ort(path: Path) -> Support:
@@ -168,12 +169,16 @@ def examine_ort(path: Path) -> Support:
         entry = model.OpsetImport(i)
         opsets[entry.Domain().decode() or "ai.onnx"] = int(entry.Version())
     needs = [_graph_need("opset", opsets.get("ai.onnx", 1), OPSETS)]  # no release asks for the IR
-    needs += operator_needs(_ort_operators(model.Graph()))
+    needs += operator_needs(_ort_operators(model.Graph()), LATE | LATE_KERNELS)
     return Support(opsets, int(model.IrVersion()), _ranked(needs))
 
 
-def operator_needs(operators: Iterable[Operator]) -> list[Need]:
-    """What is newer than the oldest release in `operators`; some stand twice."""
+def operator_needs(operators: Iterable[Operator], late: dict[str, int]) -> list[Need]:
+    """What is newer than the oldest release in `operators`; some stand twice.
+
+    Args:
+        late: operators of ai.onnx that came later than their opset -> first minor release.
+    """
     found = []
     for operator in operators:
         name = f"{operator.domain or 'ai.onnx'}:{operator.op_type}"
@@ -185,8 +190,8 @@ def operator_needs(operators: Iterable[Operator]) -> list[Need]:
             ours = "use operators that onnxruntime has; custom ones need a library of their own."
             found.append(Need(name, f"operator of the domain {operator.domain}", None, ours))
             continue
-        elif operator.op_type in LATE:
-            found.append(Need(name, "operator", LATE[operator.op_type], later))
+        elif operator.op_type in late:
+            found.append(Need(name, "operator", late[operator.op_type], later))
         if operator.domain == MICROSOFT:
             found += _form_needs(name, operator)
     return found

@@ -48,18 +48,24 @@ def _rows(support: Mapping[str, Any]) -> Iterator[SupportRow]:
     yield SupportRow(
         "onnxruntime, model.onnx",
         _since(support),
-        f"{_form(support)}; {_reasons(support)}; {against}, {plain(support.get('installed'))} ran "
+        f"{_form(support)}; {_reasons(support)}; {against}; {plain(support.get('installed'))} ran "
         "it here",
     )
     ort = support.get("ort")
     if isinstance(ort, Mapping):
-        mib = float(ort.get("size_bytes") or 0) / 2**20
+        size = ort.get("size_bytes")
+        mib = size / 2**20 if isinstance(size, int) else None
+        apart = ort.get("difference")
+        alike = (
+            "answers exactly like model.onnx"
+            if apart == 0
+            else f"differs from model.onnx by {number(apart, 2)} of the RMS at most"
+        )
         yield SupportRow(
             "onnxruntime, model.ort",
             _since(ort),
             f"optimized for {plain(ort.get('platform'))}, {number(mib)} MiB; {_reasons(ort)}; "
-            f"{number(ort.get('operators'))} operators in required_operators.config; differs from "
-            f"model.onnx by {number(ort.get('difference'), 2)} of the RMS at most",
+            f"{number(ort.get('operators'))} operators in required_operators.config; {alike}",
         )
     mobile = support.get("mobile")
     for key, title in _ACCELERATORS.items():
@@ -85,7 +91,10 @@ def _reasons(file: Mapping[str, Any]) -> str:
     if not needs:
         return "nothing in it is newer"
     newest = needs[0].get("since")
-    return f"needs {_listed([_need(need) for need in needs if need.get('since') == newest])}"
+    names = _listed([_need(need) for need in needs if need.get("since") == newest])
+    if not isinstance(newest, int):
+        return f"no release takes {names}"
+    return f"1.{newest - 1} lacks {names}"
 
 
 def _need(need: Mapping[str, Any]) -> str:
@@ -98,7 +107,7 @@ def _need(need: Mapping[str, Any]) -> str:
 def _accelerator(title: str, found: Mapping[str, Any]) -> SupportRow:
     if found.get("reason"):
         return SupportRow(title, "unknown", plain(found["reason"]))
-    as_is, fixed = found.get("as_is") or {}, found.get("fixed_shapes") or {}
+    as_is, fixed = _part(found, "as_is"), _part(found, "fixed_shapes")
     best = fixed or as_is
     runs = str(as_is.get("recommendation"))
     if fixed and fixed.get("recommendation") != runs:
@@ -108,6 +117,11 @@ def _accelerator(title: str, found: Mapping[str, Any]) -> SupportRow:
     unsupported = [plain(name) for name in best.get("unsupported") or ()]
     told += [f"not taken: {_listed(unsupported)}"] if unsupported else []
     return SupportRow(title, plain(runs), "; ".join(told))
+
+
+def _part(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = found.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _share(info: Mapping[str, Any]) -> str:

@@ -134,6 +134,28 @@ def test_its_operators_can_need_a_later_release(
     assert any(need.what == "attribute causal" for need in ort.refused_by("1.29"))
 
 
+def test_an_operator_that_is_a_function_elsewhere_needs_a_kernel_in_ort_format(
+    tmp_path: Path,
+) -> None:
+    """1.17 takes the opset and has no kernel for its Gelu; it opens the .onnx and not the .ort."""
+    from onnx import TensorProto, helper
+
+    from exporter.graph.support import examine
+
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 8]) for n in "xy")
+    proto = helper.make_model(
+        helper.make_graph([helper.make_node("Gelu", ["x"], ["y"])], "g", [x], [y]),
+        opset_imports=[helper.make_opsetid("", 20)],
+    )
+    proto.ir_version = 9
+    onnx.save(proto, tmp_path / "model.onnx")
+    model = OnnxModel(tmp_path)
+    (tmp_path / "out").mkdir()
+    path, _ = convert(model, "arm", tmp_path / "out")
+    assert examine(model).oldest == "1.17"
+    assert examine_ort(path).oldest == "1.18"
+
+
 def test_other_answers_do_not_ship(exported: Callable[[str], Exported], tmp_path: Path) -> None:
     model = _copy(exported, "vit", tmp_path / "m")
     other = _copy(exported, "vit", tmp_path / "other")
