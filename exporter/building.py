@@ -25,6 +25,7 @@ from exporter.stages import (
     run_stage,
     write_facts,
 )
+from exporter.supporting import fit_runtime
 
 if TYPE_CHECKING:
     from exporter.models.load import LoadedModule
@@ -170,6 +171,8 @@ def quantized(
                     f"{result.model.path}: sums can saturate on {target.name}, whose CPUs may lack "
                     f"VNNI: {'; '.join(map(str, risks[:3]))}"
                 )
+        exact = candidate.quantization == "none"
+        ort = fit_runtime(target, result.model, feeds, exact=exact)
         write_facts(
             out,
             "facts.json",
@@ -181,6 +184,7 @@ def quantized(
                 "layers": [asdict(layer) for layer in runs.layers],
                 "notes": list(result.notes),
                 "saturation_proven": proven,
+                "ort": ort,
             },
         )
 
@@ -196,6 +200,8 @@ def quantized(
             "per_channel": candidate.per_channel,
             "reduce_range": target.int8_may_saturate,
             "threads": target.threads,
+            "runtime_version": target.runtime_version,
+            "ort": target.isa if target.format == "ort" else None,
             "calibration": calibration.key if scheme.CALIBRATED else None,
             "feeds": feeds_id(feeds),  # fusions are chosen by timing them
             "cpu": host_description()["cpu"],

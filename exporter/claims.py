@@ -22,6 +22,7 @@ from exporter.evidence import (
     read_scores,
 )
 from exporter.graph.model import OnnxModel
+from exporter.graph.ort_format import OPERATORS_FILE, ORT_FILE
 from exporter.judge.conditions import remarks
 from exporter.judge.gate import cautions, judge, not_judged
 from exporter.judge.measure import Measurements
@@ -117,7 +118,9 @@ def _manifest_claims(artifact: Artifact, evidence: _Evidence) -> list[Mismatch]:
     listed_devices = [[entry.name, entry.required] for entry in evidence.target.devices]
     asked = [[reading.device, reading.required] for reading in evidence.readings]
     found += differences(f"{EVIDENCE}/{DEVICES}: devices", asked, listed_devices)
-    return found + _untold(artifact) + _measured_otherwise(evidence)
+    return (
+        found + _untold(artifact) + _unshipped(artifact, evidence) + _measured_otherwise(evidence)
+    )
 
 
 def _untold(artifact: Artifact) -> list[Mismatch]:
@@ -127,6 +130,17 @@ def _untold(artifact: Artifact) -> list[Mismatch]:
         Mismatch(MANIFEST, f"must say {name}")
         for name, kind in kinds.items()
         if not isinstance(value := artifact.manifest.get(name), kind) or value == {}
+    ]
+
+
+def _unshipped(artifact: Artifact, evidence: _Evidence) -> list[Mismatch]:
+    """Files that the target's format asks for and the manifest does not name."""
+    if evidence.target.format != "ort":
+        return []
+    return [
+        Mismatch(MANIFEST, f"must name model/{name}, which the target's format asks for")
+        for name in (ORT_FILE, OPERATORS_FILE)
+        if f"model/{name}" not in artifact.manifest["files"]
     ]
 
 

@@ -30,6 +30,7 @@ from exporter.ship.bundle import assemble, assemble_model
 from exporter.ship.sbom import SBOM, make_sbom
 from exporter.stability import Outcome, Stability
 from exporter.stages import MAX_LENGTH, Built, Context, Prepared
+from exporter.supporting import support_notes, supported
 
 
 def ship(
@@ -66,6 +67,7 @@ def ship(
         max_length=MAX_LENGTH,
         paired="text_pair" in splits.test.rows[0],
     )
+    support = supported(context, made.built)
     repeats = None if stability is None else json_ready(asdict(stability))
     command = _command(
         context, data, columns, slices, out, seeds=seeds, show_examples=show_examples
@@ -98,13 +100,15 @@ def ship(
         pruning=made.removed,
         recovery=made.recovery,
         parity=made.float_built.facts.get("parity"),
-        audit=made.built.facts,
+        audit={k: v for k, v in made.built.facts.items() if k != "ort"},
+        support=support,
         seed=context.recipe.seed,
         command=command,
         runtime="onnxruntime-genai" if made.built.model.genai else "onnxruntime",
         notes=(
             *notes,
             *_notes(context, made, reference, chosen, splits),
+            *support_notes(support, made.built.model),
             *([repeated(repeats)] if repeats else []),
             *_readings(outcome),
         ),

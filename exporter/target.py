@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -237,6 +238,9 @@ FEATURES = {
 }
 
 
+# The first minor release of onnxruntime 1 whose operators are known (exporter.graph.releases).
+OLDEST_RUNTIME = 16
+
 # With any of these x86 adds products of int8 in int32.
 VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
@@ -251,12 +255,36 @@ class Target(_Table):
     threads: int = Field(1, ge=1, le=256)
     memory_mib: int = Field(ge=16, description="Memory the model may count on.")
     runtime: Literal["onnxruntime"] = "onnxruntime"
-    format: Literal["onnx"] = Field("onnx", description="File format that ships.")
+    runtime_version: str | None = Field(
+        None,
+        description="Oldest onnxruntime on these devices, such as 1.20; what it would refuse is "
+        "not built. Default: the version installed here.",
+    )
+    format: Literal["onnx", "ort"] = Field(
+        "onnx",
+        description="File format that ships. ort: model.onnx, and beside it model.ort, optimized "
+        "for the ISA, with the required_operators.config of a minimal build.",
+    )
     workload: Workload = Workload()
     evidence: Evidence = Evidence()
     devices: tuple[DeviceEntry, ...] = Field((), description="Devices to check on.")
     budgets: Budgets
     recipe: Recipe
+
+    @field_validator("runtime_version")
+    @classmethod
+    def _known_release(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        found = re.fullmatch(r"1\.(\d{1,3})(\.\d{1,3})?", value)
+        if found is None:
+            raise ValueError(f"must be a release of onnxruntime such as '1.20', not '{value}'")
+        if int(found[1]) < OLDEST_RUNTIME:
+            raise ValueError(
+                f"must be 1.{OLDEST_RUNTIME} or later, not {value}: what earlier ones take is "
+                "not known here"
+            )
+        return value
 
     @field_validator("features")
     @classmethod

@@ -37,11 +37,17 @@ RECIPE: dict[str, Any] = {
 
 
 def quick_target(
-    name: str = "mobile", recipe: dict[str, Any] | None = None, **budgets: Any
+    name: str = "mobile",
+    recipe: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
+    **budgets: Any,
 ) -> Target:
-    """A real profile with short timing, the quick recipe, and its budgets replaced if given."""
+    """A real profile with short timing, the quick recipe, and its budgets replaced if given.
+
+    `changes` replaces other fields, such as `{"format": "ort"}`.
+    """
     profile = load_target(name)
-    changed = profile.model_dump()
+    changed = profile.model_dump() | (changes or {})
     changed["evidence"] |= {"latency_rounds": 5, "latency_seconds": 10, "resamples": 200}
     changed["workload"] |= {"sequence_length": 16, "prompt_length": 16, "decode_tokens": 4}
     changed["recipe"] = Recipe.model_validate(recipe or RECIPE).model_dump()

@@ -25,6 +25,7 @@ NOUNS = (
 TOP = (
     "stages",
     "surveying",
+    "supporting",
     "building",
     "attempts",
     "choose",
@@ -56,7 +57,7 @@ def _level(module: str) -> int:
         return 0
     if part in ROOMS:
         return 1 + ROOMS.index(part)
-    return TOP.index(part) + 20 if part in TOP else 99
+    return 20 + (TOP.index(part) if part in TOP else len(TOP))
 
 
 def _imports(path: Path) -> set[str]:

@@ -139,6 +139,8 @@ class Report:
         recovery: how fine-tuning went; None when there was none.
         parity: PyTorch against the exported float32 graph; None for models that came as ONNX.
         audit: what onnxruntime really runs.
+        support: which releases of onnxruntime take the files that ship, and what accelerators of
+            phones could; None in reports of tools that did not look.
         versions: library -> version.
         seed: of everything random.
         command: what makes this artifact again.
@@ -167,6 +169,7 @@ class Report:
     recovery: dict[str, Any] | None = None
     parity: dict[str, Any] | None = None
     audit: dict[str, Any] | None = None
+    support: dict[str, Any] | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seed: int = 0

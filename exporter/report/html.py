@@ -19,6 +19,7 @@ from exporter.report.document import Report
 from exporter.report.facts import facts, headlines
 from exporter.report.layers import FORMATS, precision
 from exporter.report.rows import budget_rows
+from exporter.report.support import LISTS, support_rows
 from exporter.report.wording import VERDICT_MARKS, measured, number, plain, with_unit
 from exporter.target import BUDGET_KINDS, KL_TASKS
 
@@ -60,6 +61,8 @@ def to_html(report: Report) -> str:
         importance=_importance(report),
         removed=_removed(report.pruning or {}, str(report.model.get("task"))),
         layers=precision(report.audit or {}),
+        support=support_rows(report.support),
+        lists=LISTS if (report.support or {}).get("mobile") else "",
         formats=FORMATS,
         learning=series(_losses(report)),
         slice_metric=slice_metric,

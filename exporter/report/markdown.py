@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from exporter.report.devices import device_table
 from exporter.report.document import Report
 from exporter.report.rows import budget_rows
+from exporter.report.support import LISTS, support_rows
 from exporter.report.wording import VERDICT_MARKS, measured, number, plain, with_unit
 
 # Whatever Markdown or HTML could read as markup; a backslash disarms it in GitHub's dialect.
@@ -57,6 +58,12 @@ def to_markdown(report: Report) -> str:
             [(metric, *cells) for metric, cells in found.rows],
         )
         lines += ["", *(f"- {escaped(name)}: {escaped(note)}" for name, note in found.notes)]
+    found_support = support_rows(report.support)
+    if found_support:
+        lines += ["", "## Runs where", ""]
+        lines += table(("Where", "Runs", "Why"), [(r.where, r.runs, r.why) for r in found_support])
+        if (report.support or {}).get("mobile"):
+            lines += ["", escaped(LISTS)]
     if report.candidates:
         lines += ["", "## Candidates, on development data", ""]
         lines += table(
