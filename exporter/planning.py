@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exporter.attempts import DEVELOPMENT_EXAMPLES
+from exporter.devices.registry import kind_of
 from exporter.errors import DataError
 from exporter.judge.statistics import (
     MINIMUM_CLUSTERS,
@@ -21,7 +22,7 @@ from exporter.models.tasks import get_task
 from exporter.pipeline import resolve_target
 from exporter.recipe import Candidate, Recipe
 from exporter.report.wording import limit
-from exporter.target import Budget, Target
+from exporter.target import Budget, DeviceEntry, Target
 
 # Shares of answers that usually flip: mild int8, and a bold cut that was trained to recover.
 TYPICAL_DISCORDANCE = (0.01, 0.05)
@@ -36,6 +37,7 @@ class Plan:
         evidence: a sentence a quality budget: can the test split decide it?
         steps: candidate -> what would be done to it, in order.
         left_out: candidate -> why it would not be tried.
+        devices: of the profile -> whether this machine has what they need.
     """
 
     model: dict[str, Any]
@@ -44,6 +46,7 @@ class Plan:
     evidence: tuple[str, ...]
     steps: dict[str, tuple[str, ...]]
     left_out: dict[str, str]
+    devices: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -55,8 +58,16 @@ class Plan:
         for title, facts in (("model", self.model), ("data", self.data), ("target", self.target)):
             lines += [title, *(f"  {name:<12} {value}" for name, value in facts.items()), ""]
         lines += ["can the evidence decide?", *(f"  {text}" for text in self.evidence), ""]
-        lines.append("candidates, from mild to bold; the fastest that passes on development data")
-        lines.append("is judged once on test data (the least far from it, if none passes)")
+        if self.devices:
+            told = [f"  {name}: {state}" for name, state in self.devices.items()]
+            lines += ["devices, on development data", *told, ""]
+        lines.append(
+            "candidates, from mild to bold; the cheapest that passes on development data (by"
+        )
+        lines.append(
+            "the target CPU's instructions where a device counts them, else by time here) is"
+        )
+        lines.append("judged once on test data (the least far from it, if none passes)")
         for name, steps in self.steps.items():
             lines += [f"  {name}", *(f"    - {step}" for step in steps)]
         for name, why in self.left_out.items():
@@ -140,7 +151,16 @@ def plan(
         ),
         steps=steps,
         left_out=left_out,
+        devices={entry.name: _device(entry) for entry in profile.devices},
     )
+
+
+def _device(entry: DeviceEntry) -> str:
+    kind, option = kind_of(entry.name)
+    lacks = "; ".join(f"{m.what} is missing: {m.remedy}" for m in kind.missing(option))
+    if not lacks:
+        return "usable"
+    return f"{lacks} ({'required' if entry.required else 'its budgets would not be judged'})"
 
 
 def _not_tried(candidate: Candidate, task: str, kind: str) -> str:
@@ -180,7 +200,7 @@ def _steps(candidate: Candidate, target: Target) -> tuple[str, ...]:
             steps.append("train the reference as long, and judge against the better one")
     steps.append("export to ONNX, and compare it with PyTorch")
     if candidate.quantization != "none":
-        narrow = " with 7-bit weights" if target.int8_may_saturate else ""
+        narrow = " to weights whose sums cannot saturate" if target.int8_may_saturate else ""
         steps.append(f"quantize: {candidate.quantization}{narrow}, and count the kernels that run")
     return tuple(steps)
 
