@@ -1,4 +1,4 @@
-"""Tests of devices use what was really installed, in the user's cache."""
+"""Tests of devices use what was really installed, in the user's cache; others do not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _real_store() -> Iterator[None]:
     hidden = os.environ.pop("EXPORTER_DEVICES", None)
     yield
