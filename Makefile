@@ -84,7 +84,7 @@ check: $(READY) ## format, lint, types, import direction
 	$(PY) -m pytest -q tests/test_imports.py
 
 test: $(READY) ## all tests that take seconds
-	OMP_NUM_THREADS=$(TEST_THREADS) $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=$(TEST_THREADS) $(PY) -m pytest -n 2 --dist loadfile -m "not slow" -rs
 
 test-slow: $(READY) ## the tests that train the samples and kill runs at every stage
 	$(PY) -m pytest -m slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,19 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def altered(signed: dict[str, Any], tmp_path: Path) -> Path:
     """A copy of the signed artifact, to alter."""
     return Path(shutil.copytree(signed["result"].directory, tmp_path / "copy"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Which devices the tests really ran on: a skipped one is no proof."""
+    told: dict[str, Counter[str]] = {}
+    for outcome in ("passed", "skipped", "failed"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            path, _, _ = getattr(report, "nodeid", "").partition("::")
+            if path.startswith("tests/devices/"):
+                name = path.removeprefix("tests/devices/test_").removesuffix(".py")
+                told.setdefault(name, Counter())[outcome] += 1
+    if told:
+        terminalreporter.section("devices")
+        for name, counts in sorted(told.items()):
+            each = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+            terminalreporter.write_line(f"{name:<14} {each}")
