@@ -227,8 +227,8 @@ def _memory(budget: Budget, readings: Sequence[Reading]) -> Judgement | None:
         measured=size,
         low=size,
         high=size,
-        reason=f"It runs on {reading.device} with {size:g} MiB in all, and not with less; "
-        f"the float32 reference needs {f'{other} MiB' if other else 'more than was tried'}.",
+        reason=f"It runs on {reading.device} with {size:g} MiB in all, its kernel included; "
+        f"memory was tried in steps, limit {budget.limit:g}.",
         reference=None if other is None else float(other),
         candidate=size,
         value_unit="MiB",

@@ -7,6 +7,7 @@ twice, as it answers here and as it answers there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ from exporter.target import VNNI, DeviceEntry, Target, Workload
 FLOAT_CALLS = 3
 # Runs of the workload for its cost: counts repeat, times do not.
 COUNTS, TIMES = 2, 3
-# Documents are cut into windows: no more of these than so many an example.
+# Documents are cut into windows: those with more of them than this are left to others.
 FEEDS_AN_EXAMPLE = 2
 
 # How a device runs a job; a cache may stand in front of it.
@@ -93,10 +94,10 @@ def tells_cost(device: Device, target: Target) -> bool:
 
 
 def few(examples: Examples[Development], count: int) -> Examples[Development]:
-    """The first `count` examples, or fewer where they are cut into many feeds."""
-    while count > 1 and len(examples.head(count).feeds) > FEEDS_AN_EXAMPLE * count:
-        count -= 1
-    return examples.head(count)
+    """The first `count` examples that are cut into few feeds; the shortest one where none is."""
+    feeds = Counter(examples.owner)
+    short = [i for i in range(len(examples)) if feeds[i] <= FEEDS_AN_EXAMPLE][:count]
+    return examples.pick(short or [min(range(len(examples)), key=lambda i: feeds[i])])
 
 
 def survey(
