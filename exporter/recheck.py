@@ -178,7 +178,7 @@ def _devices(
         entries = tuple(e.model_copy(update={"python": python}) for e in entries)
     profile = profile.model_copy(update={"devices": entries})
     wanted = {*named, *(known if "profile" in on else ())}
-    opened = [one for one in asked(profile) if one.entry.name in wanted]
+    opened = asked(profile, wanted)
     for one in opened:
         if one.why is not None and one.entry.name in named:
             raise one.why

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,19 @@ class Asked:
     why: DeviceMissing | None = None
 
 
-def asked(target: Target) -> list[Asked]:
+def asked(target: Target, names: Collection[str] | None = None) -> list[Asked]:
     """The devices of the profile, opened where they can be used.
+
+    Args:
+        names: of those to open, and of no other: opening one may mean to connect to it.
 
     Raises:
         InputError: the profile names a device that there is not.
     """
     found = []
     for entry in target.devices:
+        if names is not None and entry.name not in names:
+            continue
         try:
             device = open_device(entry.name, settings_of(entry, target))
             found.append(Asked(entry, device))

@@ -153,6 +153,25 @@ def test_check_asks_what_it_is_told_to(made: dict[str, Any]) -> None:
         exporter.check(out, on=["local"], cache=made["root"] / "empty")
 
 
+def test_nobody_is_connected_to_unasked(
+    made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An artifact of a stranger may list any address."""
+    from exporter.devices import ssh
+
+    def connected(*_: object) -> None:
+        raise AssertionError("connected")
+
+    monkeypatch.setattr(ssh.SshKind, "open", connected)
+    target = _target(LOCAL, {"name": "ssh://stranger@203.0.113.1"})
+    out, cache = made["result"].directory, made["inputs"]["cache"]
+    exporter.check(out, target=target, cache=cache)
+    exporter.check(out, target=target, on=["local"], cache=cache)
+    exporter.verify(out)
+    with pytest.raises(AssertionError, match="connected"):
+        exporter.check(out, target=target, on=["profile"], cache=cache)
+
+
 def test_a_model_that_answers_otherwise_on_a_device_fails(
     made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

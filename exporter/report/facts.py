@@ -97,8 +97,17 @@ def headlines(report: Report) -> tuple[Headline, ...]:
     if latency:
         row = rows["latency_ratio"]
         what = "faster" if latency > 1 else "as fast"
+        # the machine that timed it is not always one of the target's kind
+        stand_in = report.target.get("isa") != report.environment.get("isa")
+        what += " on this machine" if stand_in else ""
         made.append(Headline(f"{latency:.1f}×", what, f"{row.reference} → {row.candidate}"))
-    for metric, what in (("disk_size_ratio", "smaller"), ("download_size_ratio", "less download")):
+    counted = found.get("instruction_ratio", {})
+    if isinstance(counted.get("measured"), int | float):
+        row = rows["instruction_ratio"]
+        sides = f"{row.reference} → {row.candidate}"
+        made.append(Headline(row.measured, "the instructions on its CPU", sides))
+    sizes = [("disk_size_ratio", "smaller"), ("download_size_ratio", "less download")]
+    for metric, what in sizes[: 3 - len(made)]:
         share = _ratio(found.get(metric, {}).get("measured"))
         if share:
             row = rows[metric]
