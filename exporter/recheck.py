@@ -9,6 +9,7 @@ from pathlib import Path
 from exporter.artifact import MANIFEST, Artifact, load_artifact
 from exporter.cache import Cache, default_cache_directory
 from exporter.describing import observed, phases_of, slice_rows
+from exporter.device_runs import smallest_board, uncached
 from exporter.devices.host import host_description
 from exporter.devices.timing import peak_memory
 from exporter.errors import ArtifactError
@@ -41,7 +42,7 @@ from exporter.report.document import Report
 from exporter.report.wording import explain
 from exporter.ship.bundle import EVIDENCE
 from exporter.stages import answers, workload_feeds
-from exporter.surveying import ask, asked, entry_for, missing, smallest_board, uncached
+from exporter.surveying import ask, asked, entry_for, missing
 from exporter.target import Budget, Target, load_target
 from exporter.toml import validated
 

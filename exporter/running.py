@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifact import load_artifact
+from exporter.device_runs import settings_of
 from exporter.devices.device import Job, Ran, Traits
 from exporter.devices.registry import open_device
 from exporter.devices.runner import fitted
@@ -29,7 +30,7 @@ from exporter.models.tasks import Task, get_task
 from exporter.models.text import label_names
 from exporter.progress import Progress, Silent
 from exporter.recheck import target_of
-from exporter.surveying import entry_for, settings_of
+from exporter.surveying import entry_for
 from exporter.target import Workload
 
 MAX_LENGTH = 512

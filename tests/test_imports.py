@@ -24,6 +24,7 @@ NOUNS = (
 )
 TOP = (
     "stages",
+    "device_runs",
     "surveying",
     "supporting",
     "building",
