@@ -3,6 +3,8 @@
     python benchmarks/matrix.py [--out dist] [--samples code_lm digits ...] [--targets mobile ...]
 
 Latency is the ratio to the float32 original on this machine, timed in turns, with its interval.
+Instructions are the same ratio on the target's emulated CPU, and board is the smallest memory of a
+whole emulated board, where the profile lists one and it is installed (make devices).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from rich.console import Console
 
 import exporter
 from exporter.display import progress_for
+from exporter.judge.verdict import Judgement
 
 SAMPLES = {
     "code_lm": ["code_lm"],
@@ -52,8 +55,9 @@ def main() -> None:
                 progress=progress,
             )
             rows.append(_row(sample, target, result))
-    print("| sample | target | verdict | ships | quality | latency | size | memory |")
-    print("|---|---|---|---|---|---|---|---|")
+    head = "sample target verdict ships quality latency instructions size memory board".split()
+    print(f"| {' | '.join(head)} |")
+    print("|---" * len(head) + "|")
     print("\n".join(rows))
 
 
@@ -73,10 +77,17 @@ def _row(sample: str, target: str, result: exporter.Result) -> str:
         chosen,
         f"{quality.measured:.3f}{sign} (≤ {quality.high:.3f}, {quality.limit:g} allowed)",
         f"{latency.measured:.3f}× ({latency.low:.3f}–{latency.high:.3f})",
+        _device(by_metric.get("instruction_ratio"), "{:.3f}×"),
         f"{size.measured:.3f}×",
         f"{memory.candidate:.0f} MiB ({memory.reference:.0f})",
+        _device(by_metric.get("board_memory_mib"), "{:.0f} MiB"),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _device(judgement: Judgement | None, form: str) -> str:
+    told = judgement is not None and judgement.measured is not None
+    return form.format(judgement.measured) if told else "–"
 
 
 if __name__ == "__main__":
