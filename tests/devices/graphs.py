@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,11 @@ def _save(directory: Path, nodes: list, inputs: list, outputs: list, weights: di
     onnx.checker.check_model(model)
     onnx.save(model, directory / "model.onnx")
     return OnnxModel(directory)
+
+
+def listening() -> None:
+    """For a child process: Ctrl-C interrupts it, though a shell may ignore that behind our back."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def product(directory: Path, size: int, seed: int = 0) -> OnnxModel:

@@ -35,7 +35,7 @@ from exporter.errors import (
 from exporter.graph.session import open_run
 from exporter.target import Workload
 from tests.devices import web_parts
-from tests.devices.graphs import cached_decoder
+from tests.devices.graphs import cached_decoder, listening
 
 X = {"x": np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)}
 ENDLESS = {"x": np.ones((1, 512), np.float32)}
@@ -232,6 +232,7 @@ def test_interrupted_and_the_browser_is_gone(
         [sys.executable, "-c", code],
         env=os.environ | {"TMPDIR": str(short_place)},
         stderr=subprocess.PIPE,
+        preexec_fn=listening,
     )
     assert _page(lambda: short_place)
     process.send_signal(signal.SIGINT)

@@ -36,7 +36,7 @@ from exporter.errors import (
 from exporter.graph.session import open_run
 from exporter.target import Workload
 from tests.devices.ending import X, ending_of, endless_job
-from tests.devices.graphs import cached_decoder, product
+from tests.devices.graphs import cached_decoder, listening, product
 from tests.devices.sshd import ABSENT, Server, free_port, small_disk, sshd
 from tests.devices.test_devices import timed
 
@@ -192,7 +192,9 @@ def test_an_interrupted_run_leaves_nothing(server: Server, endless: Job) -> None
         "name, settings, job = pickle.load(sys.stdin.buffer); "
         "open_device(name, settings).run(job, timeout_s=60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, preexec_fn=listening
+    )
     assert process.stdin is not None
     process.stdin.write(pickle.dumps((server.name, server.settings, endless)))
     process.stdin.close()
