@@ -156,7 +156,7 @@ def ask(
             continue
         count = one.entry.examples
         if count not in homes:
-            examples = few(development, count)
+            examples = few(development, count, task)
             homes[count] = (
                 examples,
                 home(task, reference, candidate, examples, feeds, workload, progress),

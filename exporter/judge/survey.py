@@ -7,7 +7,6 @@ twice, as it answers here and as it answers there.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,8 +41,6 @@ from exporter.target import VNNI, DeviceEntry, Target, Workload
 FLOAT_CALLS = 3
 # Runs of the workload for its cost: counts repeat, times do not.
 COUNTS, TIMES = 2, 3
-# Documents are cut into windows: those with more of them than this are left to others.
-FEEDS_AN_EXAMPLE = 2
 
 # How a device runs a job; a cache may stand in front of it.
 Runs = Callable[[Device, Job], Ran]
@@ -93,11 +90,17 @@ def tells_cost(device: Device, target: Target) -> bool:
     return device.traits.isa != host_isa()
 
 
-def few(examples: Examples[Development], count: int) -> Examples[Development]:
-    """The first `count` examples that are cut into few feeds; the shortest one where none is."""
-    feeds = Counter(examples.owner)
-    short = [i for i in range(len(examples)) if feeds[i] <= FEEDS_AN_EXAMPLE][:count]
-    return examples.pick(short or [min(range(len(examples)), key=lambda i: feeds[i])])
+def few(examples: Examples[Development], count: int, task: Task) -> Examples[Development]:
+    """The first `count` examples; of a language model's documents the first window each."""
+    head = examples.head(count)
+    if task.name != "text-generation":
+        return head
+    first = [i for i, owner in enumerate(head.owner) if owner not in head.owner[:i]]
+    return replace(
+        head,
+        feeds=tuple(head.feeds[i] for i in first),
+        owner=tuple(head.owner[i] for i in first),
+    )
 
 
 def survey(

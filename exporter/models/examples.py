@@ -119,21 +119,16 @@ class Examples(Generic[R]):
 
     def head(self, count: int) -> Examples[R]:
         """The first `count` examples with all their feeds."""
-        return self.pick(range(min(count, len(self))))
-
-    def pick(self, chosen: Sequence[int]) -> Examples[R]:
-        """The examples at `chosen`, ascending, with all their feeds."""
-        places = {index: place for place, index in enumerate(chosen)}
-        kept = [i for i, owner in enumerate(self.owner) if owner in places]
+        kept = [i for i, owner in enumerate(self.owner) if owner < count]
         return Examples(
             self.role,
-            tuple(self.ids[i] for i in chosen),
+            self.ids[:count],
             tuple(self.feeds[i] for i in kept),
-            tuple(places[self.owner[i]] for i in kept),
-            None if self.labels is None else self.labels[list(chosen)],
+            tuple(self.owner[i] for i in kept),
+            None if self.labels is None else self.labels[:count],
             self.pad,
             self.meta,
-            {name: tuple(groups[i] for i in chosen) for name, groups in self.slices.items()},
+            {name: groups[:count] for name, groups in self.slices.items()},
         )
 
     def batches(self, size: int, order: Sequence[int] | None = None) -> Iterator[Batch]:

@@ -23,6 +23,7 @@ from exporter.judge.reading import (
 from exporter.judge.survey import cost_of, few
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, overall
 from exporter.models.examples import Development, Examples
+from exporter.models.tasks import get_task
 from exporter.target import Target, Workload, load_target
 
 HERE = Agreement(100, 2, 0.98, 0.999, {"accuracy": 0.9})
@@ -170,16 +171,12 @@ def test_readings_survive_json_and_malformed_ones_are_refused() -> None:
         readings_from_json([stored[0], stored[0]])
 
 
-def test_a_device_answers_examples_that_are_not_cut_into_many_windows() -> None:
-    owner = (0, 0, 0, 1, 2, 2, 3, 4)
+def test_a_device_answers_the_first_window_of_each_document() -> None:
+    owner = (0, 0, 0, 1, 2, 2, 3)
     feeds = tuple({"x": np.array([i])} for i in range(len(owner)))
-    ids = tuple("abcde")
-    examples = Examples(Development, ids, feeds, owner, np.arange(5), {}, {}, {"s": ids})
-    chosen = few(examples, 3)
-    assert (chosen.ids, chosen.owner) == (("b", "c", "d"), (0, 1, 1, 2))
-    assert [int(f["x"][0]) for f in chosen.feeds] == [3, 4, 5, 6]
-    assert chosen.labels is not None
-    assert chosen.labels.tolist() == [1, 2, 3]
-    assert chosen.slices == {"s": ("b", "c", "d")}
-    long = Examples(Development, ("a", "b"), feeds[:7], (0, 0, 0, 0, 1, 1, 1), None, {})
-    assert few(long, 2).ids == ("b",)
+    examples = Examples(Development, tuple("abcd"), feeds, owner, None, {})
+    chosen = few(examples, 3, get_task("text-generation"))
+    assert (chosen.ids, chosen.owner) == (("a", "b", "c"), (0, 1, 2))
+    assert [int(f["x"][0]) for f in chosen.feeds] == [0, 3, 4]
+    whole = few(examples, 3, get_task("feature-extraction"))
+    assert whole.owner == (0, 0, 0, 1, 2, 2)
