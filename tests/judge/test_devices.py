@@ -106,6 +106,26 @@ def test_the_worst_device_decides() -> None:
         assert "x86-64:haswell" in judgement.reason
 
 
+@pytest.mark.parametrize(
+    ("metric", "change"),
+    [
+        ("device_difference", {"float_difference": 2e-4}),
+        ("device_cosine_drop", {"there": replace(HERE, cosine=0.98)}),
+        ("instruction_ratio", {"candidate": Cost(answer=450e6)}),
+        ("board_memory_mib", {"smallest_mib": {"candidate": 272, "reference": None}}),
+        ("board_memory_mib", {"smallest_mib": {"candidate": None, "reference": None}}),
+    ],
+)
+def test_of_each_budget_the_worst_device_decides(metric: str, change: dict[str, Any]) -> None:
+    good = replace(RAN, smallest_mib={"candidate": 128, "reference": 256})
+    worse = replace(good, device="arm64:cortex-a53", **change)
+    for readings in ((good, worse), (worse, good)):
+        found = {j.metric: j for j in judge_devices(readings, _target(), TASK)}
+        assert [m for m, j in found.items() if j.verdict is not PASS] == [metric]
+        assert found[metric].verdict is FAIL
+        assert "arm64:cortex-a53" in found[metric].reason
+
+
 def test_a_required_device_that_is_missing_or_unfinished_leaves_the_verdict_open() -> None:
     for status in ("missing", "unfinished"):
         gone = Reading("arm64:cortex-a53", True, status, reason="no emulator")

@@ -107,9 +107,10 @@ def test_absolute_latency_is_judged_only_on_the_targets_own_kind_of_machine() ->
         j.metric for j in judge_cost(elsewhere, target, "text-classification")
     }
     scores = Scores("text-classification", ("a",), {"correct": np.ones(1)}, {}, {"label": ("x",)})
-    (note,) = not_judged(elsewhere, target, scores)
+    (note, devices) = not_judged(elsewhere, target, scores)
     assert "latency_p95_ms" in note
-    assert not_judged(_measurements(), target, scores) == []
+    assert not_judged(_measurements(), target, scores) == [devices]
+    assert devices.startswith("device_failures")
     assert rounds_for(target, SERVER) == 94  # 0.95^94 < 0.05 / 6, the error of one look
     assert rounds_for(target, elsewhere.host) == target.evidence.latency_rounds
 
