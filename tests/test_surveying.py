@@ -358,3 +358,22 @@ def test_what_is_no_input_gets_one_message(
     with pytest.raises(DataError) as refused:
         run(made["result"].directory, input_file=path)
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {},
+        {"input_ids": np.array([["a", "b"]])},
+        {"input_ids": np.int64(3)},
+        {"input_ids": np.zeros((0, 4), np.int64)},
+        {"input_ids": np.ones((2, 4), np.int64), "attention_mask": np.ones((1, 4), np.int64)},
+    ],
+    ids=["nothing", "words", "scalar", "no row", "two batches"],
+)
+def test_feeds_that_are_no_batch_get_one_message(
+    made: dict[str, Any], tmp_path: Path, arrays: dict[str, Any]
+) -> None:
+    np.savez(tmp_path / "in.npz", **arrays)
+    with pytest.raises(DataError, match="same batch"):
+        run(made["result"].directory, input_file=tmp_path / "in.npz")

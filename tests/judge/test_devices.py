@@ -183,6 +183,11 @@ def test_readings_survive_json_and_malformed_ones_are_refused() -> None:
         {"here": {"decisions": 0, "flips": 0, "top_k": 1.0, "cosine": 1.0}},
         {"here": {"decisions": 10, "flips": 11, "top_k": 1.0, "cosine": 1.0}},
         {"candidate": {"answer": float("nan")}},
+        {"candidate": {"answer": -1.0}},
+        {"reference": {"phases": {"run": -1.0}}},
+        {"float_difference": -1.0},
+        {"smallest_mib": {"candidate": -16}},
+        {"times_ms": {"reference": {"run": [-1.0]}, "candidate": {"run": [1.0]}}},
     ):
         with pytest.raises(ArtifactError):
             readings_from_json([{**stored[0], **change}])
