@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from exporter.devices.device import Ran
+from exporter.devices.device import Ran, Traits
+from exporter.devices.host import host_isa
 from exporter.errors import ArtifactError
-from exporter.judge.agreement import difference
+from exporter.judge.agreement import Answers, agreement, difference, same_tokens
 from exporter.judge.devices import devices_not_judged, judge_devices
 from exporter.judge.reading import (
     Agreement,
@@ -20,9 +22,10 @@ from exporter.judge.reading import (
     readings_from_json,
     readings_to_json,
 )
-from exporter.judge.survey import cost_of, few
+from exporter.judge.survey import cost_of, few, tells_cost
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, overall
 from exporter.models.examples import Development, Examples
+from exporter.models.scores import Scores
 from exporter.target import Target, Workload, load_target
 
 HERE = Agreement(100, 2, 0.98, 0.999, {"accuracy": 0.9})
@@ -208,3 +211,29 @@ def test_a_device_answers_examples_that_are_not_cut_into_many_windows() -> None:
     assert chosen.slices == {"s": ("b", "c", "d")}
     long = Examples(Development, ("a", "b"), feeds[:7], (0, 0, 0, 0, 1, 1, 1), None, {})
     assert few(long, 2).ids == ("b",)
+
+
+def test_what_both_count_among_the_likeliest_is_shared_and_padding_is_not_compared() -> None:
+    mask = np.array([[1, 0]])
+    before = np.zeros((1, 2, 8))
+    before[0, 0] = np.arange(8)
+    after = before.copy()
+    after[0, 0] = [7, 6, 5, 4, 3, 2, 1, 0]  # the likeliest five share two: 3 and 4
+    after[0, 1] = -1
+    scores = Scores(TASK, ("a",), {"correct": np.ones(1)}, {}, {})
+    calls: tuple[Any, ...] = ({"attention_mask": mask},)
+    told = agreement(Answers(calls, ({"logits": before},), scores), ({"logits": after},), scores)
+    assert (told.decisions, told.flips) == (1, 1)
+    assert told.top_k == pytest.approx(2 / 5)
+    assert same_tokens(np.array([[1, 2]]), np.array([[1, 3]])) == 0.5
+
+
+def test_an_emulated_cpu_of_this_machines_kind_counts_only_for_a_budget() -> None:
+    here, there = (
+        SimpleNamespace(traits=Traits("d", "d", isa, cost="instructions"))
+        for isa in (host_isa(), "riscv")
+    )
+    free = _target(instruction_ratio=None)
+    assert tells_cost(there, free)  # type: ignore[arg-type]
+    assert not tells_cost(here, free)  # type: ignore[arg-type]
+    assert tells_cost(here, _target())  # type: ignore[arg-type]
