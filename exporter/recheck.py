@@ -206,8 +206,11 @@ def _devices(
             progress,
         )
         told |= {reading.device: reading for reading in anew}
+    # what is required is this profile's to say, whatever the evidence says
     readings = tuple(
-        told.get(entry.name) or missing(entry, "was not asked; check --on profile asks it")
+        replace(told[entry.name], required=entry.required)
+        if entry.name in told
+        else missing(entry, "was not asked; check --on profile asks it")
         for entry in profile.devices
     )
     return profile, readings

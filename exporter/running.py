@@ -161,7 +161,7 @@ def _feeds(
             raise DataError(place, "must be smaller than 64 MiB", remedy="give one input.")
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as loaded:
-                return [dict(loaded)]
+                return [_batch(dict(loaded), place)]
         rows = _rows(path, task, place)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(
@@ -177,6 +177,21 @@ def _feeds(
     split = Split(Development, rows, tuple(str(i) for i in range(len(rows))))
     examples = task.prepare(split, preprocessor, config, max_length=MAX_LENGTH)
     return [stack([feeds], examples.pad) for feeds in examples.feeds]
+
+
+def _batch(feeds: Feeds, place: str) -> Feeds:
+    """Feeds that are numbers, all of one batch."""
+    numbers = all(array.dtype.kind in "biuf" and array.ndim for array in feeds.values())
+    batches = {len(array) for array in feeds.values()} if numbers else set()
+    if len(batches) != 1 or 0 in batches:
+        told = ", ".join(f"{n} {a.dtype} {a.shape}" for n, a in feeds.items())
+        raise DataError(
+            place,
+            "must hold arrays of numbers with the same batch, 1 or more, in front",
+            got=told[:200] or "nothing",
+            remedy="save one array for each input of the model.",
+        )
+    return feeds
 
 
 def _rows(path: Path, task: Task, place: str) -> list[dict[str, Any]]:

@@ -112,3 +112,12 @@ def test_saturation_follows_the_instruction_set(tmp_path: Path) -> None:
     assert not load_target("mobile").int8_may_saturate
     vnni = MINIMAL.replace('"arm64"', '"x86-64"\nfeatures = ["avx_vnni"]')
     assert not _load(tmp_path, vnni).int8_may_saturate
+
+
+def test_profiles_for_arm_ask_the_cpu_that_they_name() -> None:
+    """What the emulated CPU tells is budgeted, and costs are counted, not timed on this machine."""
+    for name, device in (("mobile", "arm64:cortex-a76"), ("edge", "arm64:cortex-a53")):
+        target = load_target(name)
+        assert device in [entry.name for entry in target.devices]
+        for metric in ("instruction_ratio", "device_difference", "device_cosine_drop"):
+            assert getattr(target.budgets, metric) is not None, f"{name}: {metric}"

@@ -12,7 +12,11 @@ import exporter
 from exporter.artifact import load_artifact
 from exporter.errors import ExporterError
 from exporter.graph.ort_format import OPERATORS_FILE, ORT_FILE, operator_names
+from exporter.graph.support import Need, Support
+from exporter.supporting import fit_runtime
+from exporter.target import load_target
 from tests import chain, tiny
+from tests.devices.graphs import product
 
 
 def _export(family: str, root: Path, **changes: Any) -> exporter.Result:
@@ -131,3 +135,15 @@ def test_a_release_that_takes_it_is_told(tmp_path: Path) -> None:
     assert support["ort"] is None
     assert not (result.directory / "model" / ORT_FILE).exists()
     assert "the profile names 1.20" in (result.directory / "report.html").read_text("utf-8")
+
+
+def test_a_release_that_refuses_the_ort_file_alone_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optimizing writes operators of this machine's release into it."""
+    model = product(tmp_path / "m", 8)
+    later = Support({"ai.onnx": 17}, 10, (Need("com.microsoft:New", "operator", 26, "take onnx."),))
+    monkeypatch.setattr("exporter.graph.support.examine_ort", lambda path: later)
+    target = load_target("mobile").model_copy(update={"format": "ort", "runtime_version": "1.20"})
+    with pytest.raises(ExporterError, match=r"model\.ort: must run on onnxruntime 1\.20"):
+        fit_runtime(target, model, {"x": np.ones((1, 8), np.float32)}, exact=True)

@@ -14,7 +14,19 @@ import pytest
 import exporter
 from exporter.attempts import Attempt
 from exporter.choose import best
-from exporter.errors import ArtifactError, DataError, DeviceMissing, InputError
+from exporter.errors import (
+    ArtifactError,
+    DataError,
+    DeviceCpu,
+    DeviceDisk,
+    DeviceError,
+    DeviceKilled,
+    DeviceLost,
+    DeviceMissing,
+    DeviceRefused,
+    DeviceTimeout,
+    InputError,
+)
 from exporter.judge.reading import Cost, Reading
 from exporter.recipe import Candidate
 from exporter.running import run
@@ -121,8 +133,21 @@ def _first(change: Callable[[Any], object]) -> Callable[[Path], None]:
         (_first(lambda r: r.update(required=True)), "evidence/devices.json"),
         (_first(lambda r: r.update(there=5)), "devices: 0.there"),
         (lambda d: (d / "evidence/devices.json").unlink(), "evidence/devices.json"),
+        (
+            lambda d: edit(d / "report.json", lambda r: r["devices"][0].update(runtime="9.9")),
+            "report.json.devices",
+        ),
     ],
-    ids=["flips", "status", "difference", "another device", "required", "malformed", "gone"],
+    ids=[
+        "flips",
+        "status",
+        "difference",
+        "another device",
+        "required",
+        "malformed",
+        "gone",
+        "report",
+    ],
 )
 def test_forged_readings_are_named(
     made: dict[str, Any], tmp_path: Path, forge: Callable[[Path], None], named: str
@@ -172,6 +197,15 @@ def test_nobody_is_connected_to_unasked(
         exporter.check(out, target=target, on=["profile"], cache=cache)
 
 
+def test_what_the_profile_requires_holds_for_what_was_told_before(made: dict[str, Any]) -> None:
+    """Evidence may be of another profile, or forged; whoever checks says what is required."""
+    target = _target(LOCAL, {"name": MISSING, "required": True})
+    out, cache = made["result"].directory, made["inputs"]["cache"]
+    found = exporter.check(out, target=target, cache=cache)
+    assert found.verdict == "INCONCLUSIVE"
+    assert found.report.devices[1]["required"]
+
+
 def test_a_model_that_answers_otherwise_on_a_device_fails(
     made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +224,59 @@ def test_a_model_that_answers_otherwise_on_a_device_fails(
     lost = {j.metric for j in found.judgements if j.verdict == "FAIL"}
     assert lost >= {"device_difference", "device_flip_ratio", "device_cosine_drop"}
     assert found.exit_code == 1
+
+
+def test_scores_there_are_of_what_was_answered_there(
+    made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of three classes in turn for each example: just one is right."""
+    from exporter.devices.local import Local
+
+    honest = Local.run
+    target = _target({**LOCAL, "examples": 5})
+    accuracies = []
+    for turn in range(3):
+
+        def turned(self: Local, job: Any, turn: int = turn, **options: Any) -> Any:
+            ran = honest(self, job, **options)
+            outputs = tuple({n: np.roll(a, turn, -1) for n, a in o.items()} for o in ran.outputs)
+            return replace(ran, outputs=outputs)
+
+        monkeypatch.setattr(Local, "run", turned)
+        inputs = {"target": target, "on": ["local"], "cache": made["inputs"]["cache"]}
+        (told,) = exporter.check(made["result"].directory, **inputs).report.devices
+        accuracies.append(told["there"]["scores"]["accuracy"])
+    assert sum(accuracies) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "verdict"),
+    [
+        (DeviceRefused, "failed", "FAIL"),
+        (DeviceKilled, "failed", "FAIL"),
+        (DeviceCpu, "failed", "FAIL"),
+        (DeviceTimeout, "unfinished", "PASS"),
+        (DeviceLost, "unfinished", "PASS"),
+        (DeviceDisk, "unfinished", "PASS"),
+    ],
+)
+def test_a_model_that_does_not_run_is_told_apart_from_a_device_that_does_not(
+    made: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[DeviceError],
+    status: str,
+    verdict: str,
+) -> None:
+    from exporter.devices.local import Local
+
+    def fail(self: Local, job: Any, **options: Any) -> Any:
+        raise error("local: so it ended")
+
+    monkeypatch.setattr(Local, "run", fail)
+    found = exporter.check(made["result"].directory, on=["local"], cache=made["inputs"]["cache"])
+    assert found.report.devices[0]["status"] == status
+    assert found.report.devices[0]["reason"] == "local: so it ended"
+    assert found.verdict == verdict
 
 
 def _attempt(name: str, host: float, instructions: float | None) -> Attempt:
@@ -219,6 +306,15 @@ def test_the_targets_instructions_choose_not_this_machines_time() -> None:
     assert best([int8, pruned]) is pruned
     int8, pruned = _attempt("int8", 0.3, None), _attempt("pruned", 0.5, None)
     assert best([int8, pruned]) is int8
+
+
+def test_what_costs_most_on_one_cpu_of_the_profile_is_not_cheap() -> None:
+    """Of several CPUs the one on which a candidate gains least ranks it."""
+    there = _attempt("int8", 0.3, 0.4)
+    worse = replace(there.readings[0], device="arm64:cortex-a76", candidate=Cost(answer=90.0))
+    uneven = replace(there, readings=(there.readings[0], worse))
+    even = _attempt("pruned", 0.5, 0.7)
+    assert best([uneven, even]) is even
 
 
 def test_one_run_answers_texts_rows_and_feeds(made: dict[str, Any], tmp_path: Path) -> None:
@@ -262,3 +358,22 @@ def test_what_is_no_input_gets_one_message(
     with pytest.raises(DataError) as refused:
         run(made["result"].directory, input_file=path)
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {},
+        {"input_ids": np.array([["a", "b"]])},
+        {"input_ids": np.int64(3)},
+        {"input_ids": np.zeros((0, 4), np.int64)},
+        {"input_ids": np.ones((2, 4), np.int64), "attention_mask": np.ones((1, 4), np.int64)},
+    ],
+    ids=["nothing", "words", "scalar", "no row", "two batches"],
+)
+def test_feeds_that_are_no_batch_get_one_message(
+    made: dict[str, Any], tmp_path: Path, arrays: dict[str, Any]
+) -> None:
+    np.savez(tmp_path / "in.npz", **arrays)
+    with pytest.raises(DataError, match="same batch"):
+        run(made["result"].directory, input_file=tmp_path / "in.npz")

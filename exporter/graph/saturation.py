@@ -8,6 +8,7 @@ count there. The proof is about weights alone: it holds for whatever activations
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,18 +70,28 @@ def saturations(model: OnnxModel) -> tuple[tuple[Saturation, ...], int]:
     with tempfile.TemporaryDirectory() as scratch:
         path = optimized(model, Path(scratch))
         graph = onnx.load(str(path), load_external_data=True).graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
     found, looked = [], 0
-    for node in graph.node:
-        index = (PRODUCTS | CONVOLUTIONS).get(node.op_type)
-        tensor = None if index is None else weights.get(node.input[index])
-        if tensor is None or tensor.data_type != onnx.TensorProto.INT8:
+    for node, tensor in _weighted(graph, {}):
+        if tensor.data_type != onnx.TensorProto.INT8:
             continue  # weights of uint8 take kernels that widen before they add
         looked += 1
         risk = _saturation(node, onnx.numpy_helper.to_array(tensor))
         if risk is not None:
             found.append(risk)
     return tuple(found), looked
+
+
+def _weighted(graph: Any, outer: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Nodes of integer kernels and their constant weights, in a graph and its subgraphs."""
+    weights = outer | {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        index = (PRODUCTS | CONVOLUTIONS).get(node.op_type)
+        if index is not None and node.input[index] in weights:
+            yield node, weights[node.input[index]]
+        for attribute in node.attribute:
+            inner = [attribute.g] if attribute.type == attribute.GRAPH else attribute.graphs
+            for subgraph in inner:
+                yield from _weighted(subgraph, weights)
 
 
 def _saturation(node: Any, values: Any) -> Saturation | None:

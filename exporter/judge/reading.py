@@ -158,6 +158,12 @@ def readings_from_json(data: Any) -> tuple[Reading, ...]:
             f"devices: {where}", "is malformed", got=first["msg"], remedy="check again."
         ) from error
     for reading in found:
+        if any(amount < 0 for amount in _amounts(reading)):
+            raise ArtifactError(
+                f"devices: {reading.device}",
+                "must hold no cost, size or difference below 0",
+                remedy="check again.",
+            )
         for agreement in (reading.here, reading.there):
             if agreement is not None and not (
                 agreement.decisions > 0 and 0 <= (agreement.flips or 0) <= agreement.decisions
@@ -174,3 +180,15 @@ def readings_from_json(data: Any) -> tuple[Reading, ...]:
             "devices", "must hold one reading a device", got=len(names), remedy="check again."
         )
     return found
+
+
+def _amounts(reading: Reading) -> list[float]:
+    """Every number of a reading that cannot be negative."""
+    told: list[float | None] = [reading.float_difference, reading.examples, reading.decode_tokens]
+    for cost in (reading.reference, reading.candidate):
+        told += [cost.answer, cost.spread, cost.load, cost.heap_mib, cost.peak_mib]
+        told += [*cost.phases.values(), *cost.classes.values()]
+    told += (reading.smallest_mib or {}).values()
+    for phases in (reading.times_ms or {}).values():
+        told += [ms for times in phases.values() for ms in times]
+    return [amount for amount in told if amount is not None]

@@ -145,6 +145,17 @@ def test_counts_that_are_cut_are_no_counts(job: Job, tmp_path: Path) -> None:
         there.finished(Ran(), result, tmp_path)
 
 
+def test_each_cpu_has_its_own_identity_with_and_without_a_plugin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is cached by it must not be taken for another CPU's, or for what was not counted."""
+    counting("arm64:cortex-a53")
+    told = [arm64_device(cpu).identity for cpu in CPUS]
+    monkeypatch.setattr(qemu_user, "plugin_options", lambda: None)
+    told += [arm64_device(cpu).identity for cpu in CPUS]
+    assert len(set(told)) == 2 * len(CPUS)
+
+
 def test_a_model_it_refuses(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x08\x07not a model")
     with pytest.raises(DeviceRefused, match="arm64:cortex-a53: "):

@@ -104,6 +104,19 @@ def test_its_disk_is_full(tmp_path: Path) -> None:
         board(disk_mib=1).run(job, timeout_s=120)
 
 
+def test_each_size_has_its_own_identity() -> None:
+    """What is cached by it must not be taken for another board's."""
+    changed: tuple[dict[str, Any], ...] = (
+        {},
+        {"memory_mib": 128},
+        {"disk_mib": 9},
+        {"limit_guest_s": 5},
+        {"cpu": "cortex-a53"},
+    )
+    assert len({board(**settings).identity for settings in changed}) == len(changed)
+    assert board().identity == board().identity
+
+
 def test_settings_are_checked() -> None:
     for settings in ({"cpu": "z80"}, {"memory_mib": 0}, {"memory_mib": "much"}):
         with pytest.raises(ProfileError, match="board:arm64: "):

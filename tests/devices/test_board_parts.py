@@ -6,11 +6,15 @@ import gzip
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from exporter.devices.device import Job, Ran
 from exporter.devices.devicetree import with_storage
 from exporter.devices.initrd import initrd, modules_for
+from exporter.devices.smallest import smallest_memory
+from exporter.errors import DeviceKilled
 
 
 def _tree(*properties: tuple[str, bytes]) -> bytes:
@@ -64,3 +68,22 @@ def test_modules_come_after_those_they_need(tmp_path: Path) -> None:
     assert list(modules_for(tmp_path, ["high"])) == ["low.ko", "mid_dle.ko", "high.ko"]
     with pytest.raises(FileNotFoundError, match="no module missing"):
         modules_for(tmp_path, ["missing"])
+
+
+@pytest.mark.parametrize("needed", [64, 65, 100, 176, 300, 512])
+def test_the_search_ends_at_the_smallest_that_is_not_killed(needed: int, tmp_path: Path) -> None:
+    class Fake:
+        def __init__(self, memory_mib: int) -> None:
+            self.memory_mib = memory_mib
+
+        def run(self, job: Job, **options: Any) -> Ran:
+            if self.memory_mib < needed:
+                raise DeviceKilled("killed")
+            return Ran(peak_mib=90.0, facts={"guest_s": 1.0})
+
+    def factory(settings: Any) -> Any:
+        return Fake(settings["memory_mib"])
+
+    found = smallest_memory(factory, Job(tmp_path), 64, 512, timeout_s=9)
+    assert found == 64 + -(-(needed - 64) // 16) * 16
+    assert smallest_memory(factory, Job(tmp_path), 32, needed - 1, timeout_s=9) is None

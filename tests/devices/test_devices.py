@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from exporter.devices import wire
 from exporter.devices.device import Job
+from exporter.devices.process import run_process
 from exporter.devices.python_device import PythonDevice
 from exporter.devices.registry import kind_of, kinds, open_device
 from exporter.errors import (
@@ -69,6 +73,24 @@ def test_time_is_over(tmp_path: Path) -> None:
     model = product(tmp_path / "m", 8)
     with pytest.raises(DeviceTimeout, match="not finished after 0 s"):
         open_device("local").run(Job(model.directory), timeout_s=0.01)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_a_process_started_is_gone_with_it(tmp_path: Path, ends: bool) -> None:
+    """Also when it ended by itself."""
+    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '77']); "
+    child += "open('child', 'w').write(str(p.pid)); " + ("" if ends else "p.wait()")
+    command = [sys.executable, "-c", child]
+    if ends:
+        assert run_process(command, tmp_path, "d", timeout_s=60)[0] == 0
+    else:
+        with pytest.raises(DeviceTimeout):
+            run_process(command, tmp_path, "d", timeout_s=2)
+    left = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(left) and psutil.Process(left).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "it still runs"
+        time.sleep(0.05)
 
 
 def timed(device: PythonDevice, folder: Path) -> None:
@@ -154,9 +176,15 @@ def test_what_comes_back_must_be_what_was_sent(tmp_path: Path) -> None:
 
 
 def test_a_runner_of_another_version_refuses_the_job(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(wire, "WIRE", 2)
-    with pytest.raises(DeviceError):
-        open_device("local").run(Job(product(tmp_path / "m", 4).directory), timeout_s=60)
+    (tmp_path / "job").mkdir()
+    with monkeypatch.context() as later:
+        later.setattr(wire, "WIRE", 2)
+        wire.pack(Job(product(tmp_path / "m", 4).directory), tmp_path / "job")
+    device = open_device("local")
+    assert isinstance(device, PythonDevice)
+    device.execute(tmp_path / "job", timeout_s=60)
+    with pytest.raises(DeviceError, match="of wire version 2, this runner speaks 1"):
+        wire.read_result(tmp_path / "job", "d")
 
 
 def test_unknown_names_get_the_closest_one() -> None:

@@ -269,3 +269,23 @@ def test_inputs_that_follow_from_tokens_are_made_and_others_asked_for(tmp_path: 
     session = runner.open_session(product(tmp_path, 8).directory, 1)
     with pytest.raises(ValueError, match="'x'"):
         runner.plain_turn(session, {"input_ids": ids}, runner.Watch())
+
+
+def test_the_first_run_of_a_job_is_discarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = runner.open_session(product(tmp_path / "m", 8).directory, 1)
+    runs: list[Any] = []
+
+    class Counted(Recording):
+        def run(self, outputs: Any, feeds: Any) -> Any:
+            runs.append(outputs)
+            return self.session.run(outputs, feeds)
+
+    monkeypatch.setattr(runner, "open_session", lambda *_: Counted(session))
+    spec = {"marks": False, "threads": 1, "cost": True, "repeats": 3, "calls": 0}
+    spec |= {"workload": {}, "outputs": str(tmp_path / "outputs.npz")}
+    told = runner.run(tmp_path, spec, {"workload/x": np.ones((1, 8), np.float32)})
+    assert len(runs) == 1 + 3
+    assert len(told["times_ms"]["run"]) == 3
+    assert [phase for phase, _, _ in told["regions"]] == ["load", "run", "run", "run"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,22 @@ def test_one_that_was_cut_does_not_count() -> None:
     assert installed("thing", {}) is None
     found = install("thing", {}, lambda folder: (folder / "whole").touch())
     assert [p.name for p in found.iterdir()] == ["whole"]
+
+
+def test_two_at_once_make_it_once() -> None:
+    made = []
+    inside = threading.Barrier(2, timeout=0.5)
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            inside.wait()  # nobody else comes
+        (folder / "file").touch()
+
+    threads = [threading.Thread(target=install, args=("thing", {}, make)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert installed("thing", {}) is not None

@@ -27,6 +27,7 @@ from exporter.graph.ort_format import (
 from exporter.graph.session import OnnxRun, make_session, open_run, session_options, write_session
 from exporter.graph.support import examine_ort
 from exporter.models.examples import Feeds
+from tests.devices.graphs import product
 from tests.graph.conftest import Exported
 
 
@@ -174,6 +175,20 @@ def test_other_answers_do_not_ship(exported: Callable[[str], Exported], tmp_path
     path, _ = convert(other, "arm", tmp_path / "out")
     with pytest.raises(ExportError, match=r"a cosine above 0\.999"):
         prove(model, path, _feeds("vit"), exact=False, place="model.ort")
+
+
+def test_a_conversion_that_answers_otherwise_is_not_left_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other = (product(tmp_path / name, 8, seed) for seed, name in enumerate(("m", "other")))
+    before = sorted(path.name for path in model.directory.iterdir())
+    right = ort_format.convert
+    monkeypatch.setattr(ort_format, "convert", lambda _, *where: right(other, *where))
+    feeds = {"x": np.ones((2, 8), np.float32)}
+    for exact in (True, False):
+        with pytest.raises(ExportError, match=r"must answer like model\.onnx"):
+            add_ort_format(model, "arm", feeds, exact=exact)
+    assert sorted(path.name for path in model.directory.iterdir()) == before
 
 
 def test_what_cannot_be_converted_says_so_and_leaves_nothing(

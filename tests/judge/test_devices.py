@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from exporter.devices.device import Ran
+from exporter.devices.device import Ran, Traits
+from exporter.devices.host import host_isa
 from exporter.errors import ArtifactError
-from exporter.judge.agreement import difference
+from exporter.judge.agreement import Answers, agreement, difference, same_tokens
 from exporter.judge.devices import devices_not_judged, judge_devices
 from exporter.judge.reading import (
     Agreement,
@@ -20,9 +22,10 @@ from exporter.judge.reading import (
     readings_from_json,
     readings_to_json,
 )
-from exporter.judge.survey import cost_of, few
+from exporter.judge.survey import cost_of, few, tells_cost
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, overall
 from exporter.models.examples import Development, Examples
+from exporter.models.scores import Scores
 from exporter.models.tasks import get_task
 from exporter.target import Target, Workload, load_target
 
@@ -107,6 +110,26 @@ def test_the_worst_device_decides() -> None:
         assert "x86-64:haswell" in judgement.reason
 
 
+@pytest.mark.parametrize(
+    ("metric", "change"),
+    [
+        ("device_difference", {"float_difference": 2e-4}),
+        ("device_cosine_drop", {"there": replace(HERE, cosine=0.98)}),
+        ("instruction_ratio", {"candidate": Cost(answer=450e6)}),
+        ("board_memory_mib", {"smallest_mib": {"candidate": 272, "reference": None}}),
+        ("board_memory_mib", {"smallest_mib": {"candidate": None, "reference": None}}),
+    ],
+)
+def test_of_each_budget_the_worst_device_decides(metric: str, change: dict[str, Any]) -> None:
+    good = replace(RAN, smallest_mib={"candidate": 128, "reference": 256})
+    worse = replace(good, device="arm64:cortex-a53", **change)
+    for readings in ((good, worse), (worse, good)):
+        found = {j.metric: j for j in judge_devices(readings, _target(), TASK)}
+        assert [m for m, j in found.items() if j.verdict is not PASS] == [metric]
+        assert found[metric].verdict is FAIL
+        assert "arm64:cortex-a53" in found[metric].reason
+
+
 def test_a_required_device_that_is_missing_or_unfinished_leaves_the_verdict_open() -> None:
     for status in ("missing", "unfinished"):
         gone = Reading("arm64:cortex-a53", True, status, reason="no emulator")
@@ -164,6 +187,11 @@ def test_readings_survive_json_and_malformed_ones_are_refused() -> None:
         {"here": {"decisions": 0, "flips": 0, "top_k": 1.0, "cosine": 1.0}},
         {"here": {"decisions": 10, "flips": 11, "top_k": 1.0, "cosine": 1.0}},
         {"candidate": {"answer": float("nan")}},
+        {"candidate": {"answer": -1.0}},
+        {"reference": {"phases": {"run": -1.0}}},
+        {"float_difference": -1.0},
+        {"smallest_mib": {"candidate": -16}},
+        {"times_ms": {"reference": {"run": [-1.0]}, "candidate": {"run": [1.0]}}},
     ):
         with pytest.raises(ArtifactError):
             readings_from_json([{**stored[0], **change}])
@@ -180,3 +208,29 @@ def test_a_device_answers_the_first_window_of_each_document() -> None:
     assert [int(f["x"][0]) for f in chosen.feeds] == [0, 3, 4]
     whole = few(examples, 3, get_task("feature-extraction"))
     assert whole.owner == (0, 0, 0, 1, 2, 2)
+
+
+def test_what_both_count_among_the_likeliest_is_shared_and_padding_is_not_compared() -> None:
+    mask = np.array([[1, 0]])
+    before = np.zeros((1, 2, 8))
+    before[0, 0] = np.arange(8)
+    after = before.copy()
+    after[0, 0] = [7, 6, 5, 4, 3, 2, 1, 0]  # the likeliest five share two: 3 and 4
+    after[0, 1] = -1
+    scores = Scores(TASK, ("a",), {"correct": np.ones(1)}, {}, {})
+    calls: tuple[Any, ...] = ({"attention_mask": mask},)
+    told = agreement(Answers(calls, ({"logits": before},), scores), ({"logits": after},), scores)
+    assert (told.decisions, told.flips) == (1, 1)
+    assert told.top_k == pytest.approx(2 / 5)
+    assert same_tokens(np.array([[1, 2]]), np.array([[1, 3]])) == 0.5
+
+
+def test_an_emulated_cpu_of_this_machines_kind_counts_only_for_a_budget() -> None:
+    here, there = (
+        SimpleNamespace(traits=Traits("d", "d", isa, cost="instructions"))
+        for isa in (host_isa(), "riscv")
+    )
+    free = _target(instruction_ratio=None)
+    assert tells_cost(there, free)  # type: ignore[arg-type]
+    assert not tells_cost(here, free)  # type: ignore[arg-type]
+    assert tells_cost(here, _target())  # type: ignore[arg-type]

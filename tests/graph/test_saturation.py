@@ -1,0 +1,118 @@
+"""Where sums of int8 products can saturate: every operator that has such sums, by its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from exporter.graph.model import OnnxModel
+from exporter.graph.saturation import saturations
+
+INPUTS, OUTPUTS, HEAVY = 8, 6, 5
+Weight = NDArray[np.int8]
+
+
+def _model(
+    directory: Path,
+    nodes: list[Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    weights: dict[str, Any],
+) -> OnnxModel:
+    initializers = [numpy_helper.from_array(np.asarray(w), name) for name, w in weights.items()]
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, initializers)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(
+        helper.make_model(graph, opset_imports=opsets, ir_version=10), directory / "model.onnx"
+    )
+    return OnnxModel(directory)
+
+
+def _value(name: str, kind: int, *shape: int) -> Any:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+U8, S32, F32 = TensorProto.UINT8, TensorProto.INT32, TensorProto.FLOAT
+QUANTIZED = {"s": np.float32(0.1), "z": np.uint8(0), "zi": np.int8(0)}
+X, Y = _value("x", U8, 1, INPUTS), _value("y", U8, 1, OUTPUTS)
+
+
+def _integer(weight: Weight, out: Path) -> OnnxModel:
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"], "here")
+    return _model(out, [node], [X], [_value("y", S32, 1, OUTPUTS)], {"w": weight})
+
+
+def _linear(weight: Weight, out: Path) -> OnnxModel:
+    node = helper.make_node(
+        "QLinearMatMul", ["x", "s", "z", "w", "s", "zi", "s", "z"], ["y"], "here"
+    )
+    return _model(out, [node], [X], [Y], {**QUANTIZED, "w": weight})
+
+
+def _gemm(weight: Weight, out: Path) -> OnnxModel:
+    given = ["x", "s", "z", "w", "s", "zi", "", "s", "z"]
+    node = helper.make_node("QGemm", given, ["y"], "here", domain="com.microsoft")
+    return _model(out, [node], [X], [Y], {**QUANTIZED, "w": weight})
+
+
+def _turned_gemm(weight: Weight, out: Path) -> OnnxModel:
+    given = ["x", "s", "z", "w", "s", "zi", "", "s", "z"]
+    node = helper.make_node("QGemm", given, ["y"], "here", domain="com.microsoft", transB=1)
+    return _model(out, [node], [X], [Y], {**QUANTIZED, "w": np.ascontiguousarray(weight.T)})
+
+
+def _attention(weight: Weight, out: Path) -> OnnxModel:
+    given = ["x", "w", "b", "s", "s", "", "z", "zi"]
+    node = helper.make_node("QAttention", given, ["y"], "here", domain="com.microsoft", num_heads=1)
+    weights = {**QUANTIZED, "w": weight, "b": np.zeros(OUTPUTS, np.float32)}
+    x, y = _value("x", U8, 1, 3, INPUTS), _value("y", F32, 1, 3, OUTPUTS // 3)
+    return _model(out, [node], [x], [y], weights)
+
+
+def _convolution(weight: Weight, out: Path) -> OnnxModel:
+    given = ["x", "s", "z", "w", "s", "zi", "s", "z"]
+    node = helper.make_node("QLinearConv", given, ["y"], "here")
+    kernel = np.ascontiguousarray(weight.T)[:, :, None, None]  # (out, in, 1, 1)
+    x, y = _value("x", U8, 1, INPUTS, 3, 3), _value("y", U8, 1, OUTPUTS, 3, 3)
+    return _model(out, [node], [x], [y], {**QUANTIZED, "w": kernel})
+
+
+def _branch(weight: Weight, out: Path) -> OnnxModel:
+    """In a subgraph, with the weight outside it."""
+    y = _value("y", S32, 1, OUTPUTS)
+    product = helper.make_node("MatMulInteger", ["x", "w"], ["y"], "here")
+    zero = helper.make_node("Sub", ["c", "c"], ["y"])
+    then, otherwise = (helper.make_graph([n], "branch", [], [y]) for n in (product, zero))
+    node = helper.make_node("If", ["if"], ["y"], then_branch=then, else_branch=otherwise)
+    given = [X, _value("if", TensorProto.BOOL), _value("c", S32, 1, OUTPUTS)]
+    return _model(out, [node], given, [y], {"w": weight})
+
+
+@pytest.mark.parametrize(
+    "make", [_integer, _linear, _gemm, _turned_gemm, _attention, _convolution, _branch]
+)
+def test_each_operator_is_looked_at(
+    make: Callable[[Weight, Path], OnnxModel], tmp_path: Path
+) -> None:
+    weight = np.full((INPUTS, OUTPUTS), 64, np.int8)  # two make 128, which is safe
+    assert saturations(make(weight, tmp_path)) == ((), 1)
+    weight[6:8, HEAVY] = -64, -65
+    ((risk,), looked) = saturations(make(weight, tmp_path))
+    assert looked == 1
+    assert risk.channels == (HEAVY,)
+    assert (risk.outputs, risk.worst) == (OUTPUTS, 255 * 129)
+
+
+def test_products_pair_neighbours_and_convolutions_any_two(tmp_path: Path) -> None:
+    weight = np.zeros((INPUTS, OUTPUTS), np.int8)
+    weight[[1, 2], HEAVY] = 127  # the second of one pair, the first of the next
+    assert saturations(_integer(weight, tmp_path)) == ((), 1)
+    ((risk,), _) = saturations(_convolution(weight, tmp_path))
+    assert risk.channels == (HEAVY,)
