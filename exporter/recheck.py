@@ -12,7 +12,7 @@ from exporter.describing import observed, phases_of, slice_rows
 from exporter.device_runs import smallest_board, uncached
 from exporter.devices.host import host_description
 from exporter.devices.timing import peak_memory
-from exporter.errors import ArtifactError
+from exporter.errors import ArtifactError, InputError
 from exporter.evidence import (
     fact,
     model_config,
@@ -68,7 +68,7 @@ def check(
         reference: directory of the float32 model.onnx.
         on: devices to ask, as `exporter devices` lists them; "profile" stands for those that the
             profile lists. What others told when the artifact was made is judged again as it is.
-        python: interpreter on devices behind ssh or adb; None takes the profile's, else python3.
+        python: interpreter on devices behind ssh or adb; None takes that of `target`, else python3.
 
     Raises:
         ArtifactError: it is no artifact, or a file differs from the manifest.
@@ -83,6 +83,8 @@ def check(
     notes: list[str] = []
     before, after = _scores(found, here, task, shown, notes)
     feeds = _feeds(found, here, profile, task)
+    if target is None:
+        profile = _without_interpreters(profile)
     profile, readings = _devices(found, here, profile, task, on, python, feeds, shown)
 
     raw = read_json(found, "report.json")
@@ -157,6 +159,12 @@ def _seed(artifact: Artifact) -> int:
         return int(seed)
 
 
+def _without_interpreters(profile: Target) -> Target:
+    """An artifact's own profile: who made it does not say what runs on a device."""
+    entries = tuple(entry.model_copy(update={"python": None}) for entry in profile.devices)
+    return profile.model_copy(update={"devices": entries})
+
+
 def _devices(
     artifact: Artifact,
     here: Remains,
@@ -172,6 +180,10 @@ def _devices(
     A device that is named must be usable; one that only the profile lists is told as missing.
     """
     known = {entry.name for entry in profile.devices}
+    if "profile" in on and not known:
+        raise InputError(
+            "--on profile", "needs a profile with devices", got="none", remedy="name a device."
+        )
     named = [name for name in dict.fromkeys(on) if name != "profile"]
     extra = [entry_for(name, required=True) for name in named if name not in known]
     entries = (*profile.devices, *extra)

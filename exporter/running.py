@@ -87,7 +87,7 @@ def run(
         input_file: a text, a picture, a .json or .jsonl file of rows, or an .npz of feeds; None
             makes one of the workload's size.
         repeats: times that the workload is run for its cost.
-        python: interpreter on a device behind ssh or adb; None takes the profile's, else python3.
+        python: interpreter on a device behind ssh or adb; None: python3.
 
     Raises:
         InputError: artifact, input or device cannot be used.
@@ -98,7 +98,8 @@ def run(
     profile = target_of(found)
     entries = [entry for entry in profile.devices if entry.name == on]
     entry = entries[0] if entries else entry_for(on)
-    entry = entry.model_copy(update={"python": python or entry.python})
+    # What runs on a device is its owner's word, never that of whoever made the artifact.
+    entry = entry.model_copy(update={"python": python})
     device = open_device(on, settings_of(entry, profile))
     task = get_task(str(fact(found, "source", "task")))
     config = model_config(found)

@@ -206,6 +206,45 @@ def test_what_the_profile_requires_holds_for_what_was_told_before(made: dict[str
     assert found.report.devices[1]["required"]
 
 
+def test_an_artifact_does_not_say_what_runs_on_a_device(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python` of a stranger's manifest would be a command on the user's own device."""
+    import shutil
+
+    from exporter.devices import local
+
+    opened: list[Any] = []
+    honest = local.LocalKind.open
+
+    def spying(self: Any, option: str, settings: Any) -> Any:
+        opened.append(settings.get("python"))
+        return honest(self, option, settings)
+
+    monkeypatch.setattr(local.LocalKind, "open", spying)
+    copy = Path(shutil.copytree(made["result"].directory, tmp_path / "copy"))
+    evil = "touch here; python3"
+    edit(copy / "manifest.json", lambda m: m["target"]["devices"][0].update(python=evil))
+    fix_hashes(copy)
+    cache = made["inputs"]["cache"]
+    run(copy, on="local")
+    exporter.check(copy, on=["profile"], cache=cache)
+    assert set(opened) == {None}
+    run(copy, on="local", python="mine")
+    exporter.check(copy, on=["local"], python="mine", cache=cache)
+    assert "mine" in opened
+
+
+def test_a_profile_without_devices_cannot_be_asked(made: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="needs a profile with devices"):
+        exporter.check(
+            made["result"].directory,
+            target=_target(),
+            on=["profile"],
+            cache=made["inputs"]["cache"],
+        )
+
+
 def test_a_model_that_answers_otherwise_on_a_device_fails(
     made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
