@@ -134,6 +134,8 @@ def _manifest(result: exporter.Result) -> Any:
 def test_a_second_candidate_of_the_same_model_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Fusions are chosen by timing, which on a busy machine makes other files of the same candidate.
+    monkeypatch.setattr("exporter.graph.fuse.clearly_faster", lambda ratios: False)
     model = tiny.checkpoint("bert", tmp_path / "bert")
     data = chain.text_data(tmp_path / "rows.jsonl")
 
