@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -11,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from exporter.cache import sha256_file
 from exporter.devices.device import Device, Job, Ran
 from exporter.devices.registry import open_device
 from exporter.devices.smallest import memory_bounds_mib, smallest_memory
+from exporter.devices.wire import by_call, of_calls
 from exporter.graph.model import OnnxModel
 from exporter.models.text import feeds_id
 from exporter.progress import Progress
@@ -98,16 +99,12 @@ def _job_inputs(job: Job) -> dict[str, Any]:
 
 def _session(model: Path) -> str:
     path = model / "session.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return sha256_file(path) if path.is_file() else ""
 
 
 def save_ran(ran: Ran, directory: Path) -> None:
     """Write what came back from a device to `directory`."""
-    arrays: dict[str, Any] = {
-        f"{index}/{name}": array
-        for index, outputs in enumerate(ran.outputs)
-        for name, array in outputs.items()
-    }
+    arrays = by_call(ran.outputs)
     for name in ("tokens", "logits"):
         if getattr(ran, name) is not None:
             arrays[name] = getattr(ran, name)
@@ -122,16 +119,12 @@ def load_ran(directory: Path) -> Ran:
     facts = json.loads((directory / "ran.json").read_text(encoding="utf-8"))
     with np.load(directory / "ran.npz", allow_pickle=False) as loaded:
         arrays = dict(loaded)
-    outputs: list[dict[str, Any]] = [{} for _ in range(facts.pop("calls"))]
-    for key, array in arrays.items():
-        index, _, name = key.partition("/")
-        if name:
-            outputs[int(index)][name] = array
+    outputs = of_calls(arrays, facts.pop("calls"))
     facts["costs"] = {phase: tuple(costs) for phase, costs in facts["costs"].items()}
     return Ran(
         **{
             **facts,
-            "outputs": tuple(outputs),
+            "outputs": outputs,
             "tokens": arrays.get("tokens"),
             "logits": arrays.get("logits"),
         }

@@ -31,6 +31,7 @@ from exporter.judge.measure import measure
 from exporter.judge.memory import judge_memory
 from exporter.judge.reading import Reading, readings_to_json
 from exporter.judge.size import judge_size, measure_size
+from exporter.judge.survey import missing
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, overall
 from exporter.models.examples import Feeds
 from exporter.models.scores import Scores
@@ -42,7 +43,7 @@ from exporter.report.document import Report
 from exporter.report.wording import explain
 from exporter.ship.bundle import EVIDENCE
 from exporter.stages import answers, workload_feeds
-from exporter.surveying import ask, asked, entry_for, missing
+from exporter.surveying import ask, asked, entry_for
 from exporter.target import Budget, Target, load_target
 from exporter.toml import validated
 

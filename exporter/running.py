@@ -30,10 +30,10 @@ from exporter.models.tasks import Task, get_task
 from exporter.models.text import label_names
 from exporter.progress import Progress, Silent
 from exporter.recheck import target_of
+from exporter.stages import MAX_LENGTH
 from exporter.surveying import entry_for
 from exporter.target import Workload
 
-MAX_LENGTH = 512
 MAX_INPUT_BYTES = 64 << 20
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _TOP = 3

@@ -14,8 +14,7 @@ from exporter.devices.runner import fitted
 from exporter.errors import DeviceMissing, InputError
 from exporter.graph.model import OnnxModel
 from exporter.judge.reading import Reading
-from exporter.judge.survey import Home, costs_only, few, home, survey, tells_cost
-from exporter.judge.survey import missing as missing
+from exporter.judge.survey import Home, costs_only, few, home, missing, survey, tells_cost
 from exporter.models.examples import Development, Examples, Feeds
 from exporter.models.tasks import Task
 from exporter.progress import Progress
@@ -175,7 +174,7 @@ def ask(
             target,
             runs(one.entry),
         )
-        if one.entry.name.startswith("board") and reading.status == "ran":
+        if one.device.limits_memory and reading.status == "ran":
             job = Job(candidate.directory, (), feeds, workload, repeats=1)
             reading = replace(reading, smallest_mib={"candidate": smallest(one.entry, job)})
         readings.append(reading)

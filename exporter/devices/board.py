@@ -71,6 +71,8 @@ class Board(PythonDevice):
         limit_guest_s: its own seconds after which it gives up; None: never.
     """
 
+    limits_memory = True
+
     def __init__(
         self,
         name: str,

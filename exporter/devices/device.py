@@ -115,9 +115,15 @@ class Ran:
 
 
 class Device(ABC):
-    """A device that is ready to be used."""
+    """A device that is ready to be used.
+
+    Attributes:
+        limits_memory: True when a model that needs more than the device has is killed there, so
+            that the smallest memory it runs with can be found.
+    """
 
     traits: Traits
+    limits_memory = False
 
     @property
     def identity(self) -> str:

@@ -19,7 +19,7 @@ from exporter.errors import (
     DeviceKilled,
     DeviceRefused,
 )
-from exporter.models.examples import Feeds
+from exporter.models.examples import Feeds, Outputs
 from exporter.target import Workload
 
 WIRE = 1
@@ -53,11 +53,7 @@ def pack(job: Job, folder: Path, *, marks: bool = False, link: bool = False) -> 
         link: weights are symbolic links, for devices that see this machine's files.
     """
     shutil.copyfile(RUNNER, folder / RUNNER.name)
-    arrays: dict[str, Any] = {
-        f"{index}/{name}": array
-        for index, call in enumerate(job.calls)
-        for name, array in call.items()
-    }
+    arrays = by_call(job.calls)
     arrays |= {f"workload/{name}": array for name, array in (job.feeds or {}).items()}
     np.savez(folder / FEEDS, **arrays)
     spec = {
@@ -174,15 +170,25 @@ def sent_outputs(path: Path, result: Mapping[str, Any], device: str) -> Path:
     return path
 
 
-def ran(job: Job, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> Ran:
-    """A result and its arrays, "I/NAME", "tokens" and "logits", as what came back from `job`."""
-    outputs: list[dict[str, Any]] = [{} for _ in job.calls]
+def by_call(calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arrays of each call in one mapping, under "I/NAME"."""
+    return {f"{i}/{name}": array for i, call in enumerate(calls) for name, array in call.items()}
+
+
+def of_calls(arrays: Mapping[str, Any], count: int) -> tuple[Outputs, ...]:
+    """What `by_call` joined, apart again; whatever belongs to none of `count` calls is left out."""
+    calls: list[Outputs] = [{} for _ in range(count)]
     for key, array in arrays.items():
         index, _, name = key.partition("/")
-        if index.isdigit() and int(index) < len(outputs):
-            outputs[int(index)][name] = array
+        if index.isdigit() and int(index) < count:
+            calls[int(index)][name] = array
+    return tuple(calls)
+
+
+def ran(job: Job, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> Ran:
+    """A result and its arrays, "I/NAME", "tokens" and "logits", as what came back from `job`."""
     return Ran(
-        outputs=tuple(outputs),
+        outputs=of_calls(arrays, len(job.calls)),
         tokens=arrays.get("tokens"),
         logits=arrays.get("logits"),
         costs={phase: tuple(ms) for phase, ms in result["times_ms"].items()},

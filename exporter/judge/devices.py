@@ -221,7 +221,6 @@ def _memory(budget: Budget, readings: Sequence[Reading]) -> Judgement | None:
         )
     size = float(max(found))
     reading = told[sizes.index(max(found))]
-    other = (reading.smallest_mib or {}).get("reference")
     return judged(
         budget,
         measured=size,
@@ -229,7 +228,6 @@ def _memory(budget: Budget, readings: Sequence[Reading]) -> Judgement | None:
         high=size,
         reason=f"It runs on {reading.device} with {size:g} MiB in all, its kernel included; "
         f"memory was tried in steps, limit {budget.limit:g}.",
-        reference=None if other is None else float(other),
         candidate=size,
         value_unit="MiB",
         count=1,

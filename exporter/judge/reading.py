@@ -77,8 +77,8 @@ class Reading:
         float_reason: why it did not.
         here, there: the candidate against the reference's outputs here.
         same_tokens: share of greedily written tokens that are those written here.
-        smallest_mib: "reference", "candidate" -> smallest memory of a board on which it ran;
-            None for a model that did not run at any size tried.
+        smallest_mib: "candidate" -> smallest memory of a board on which it ran, None where it did
+            not run at any size tried; None on devices without a limit.
         features: of its CPU, in a profile's words.
         times_ms: on real hardware, "reference" and "candidate" -> phase -> ms, one a round; both
             ran once a round, in turns.

@@ -150,9 +150,6 @@ def _note(reading: Mapping[str, Any]) -> str:
     same = reading.get("same_tokens")
     if same is not None:
         notes.append(f"{100 * same:.0f} % of the tokens it writes are those written here")
-    smallest = reading.get("smallest_mib")
-    if isinstance(smallest, Mapping) and smallest.get("reference") is not None:
-        notes.append(f"the float32 reference needs {smallest['reference']} MiB")
     if reading.get("float_reason"):
         notes.append(f"the float32 reference did not run: {reading['float_reason']}")
     return "; ".join(note for note in notes if note)
