@@ -58,7 +58,7 @@ else
 	$(PY) -m exporter plan "$$sample/model" --data "$$sample/data" --target "$(TARGET)" $(ARGS)
 endif
 
-devices: $(READY) ## fetch the emulators of every device (no root, under a minute)
+devices: $(READY) ## fetch the emulators of every device (no root, about a minute)
 	@$(PY) -m exporter devices install $(DEVICES)
 
 # Artifacts that are there are taken as they are; `make export` makes them anew.
