@@ -15,11 +15,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.budget import Budgets
 from exporter.judge.quality import judge_quality
 from exporter.judge.statistics import paired_difference, required_examples
 from exporter.judge.verdict import PASS
 from exporter.models.scores import Scores
-from exporter.target import Budgets, Evidence
+from exporter.target import Evidence
 
 MARGIN_POINTS = 1.0
 PERPLEXITY_LIMIT = 1.03

@@ -178,9 +178,10 @@ def against_itself(times: int) -> None:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    from exporter.budget import Budgets
     from exporter.graph.model import OnnxModel
     from exporter.judge.measure import measure
-    from exporter.target import Budgets, load_target
+    from exporter.target import load_target
 
     size = 1024
     value = helper.make_tensor_value_info

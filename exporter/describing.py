@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from exporter.budget import BUDGET_KINDS
 from exporter.cache import library_versions
 from exporter.judge.conditions import remarks
 from exporter.judge.divergence import divergences
@@ -18,7 +19,7 @@ from exporter.models.scores import Scores
 from exporter.report.document import Observation, Phase, Report, SliceRow
 from exporter.report.wording import explain
 from exporter.stability import Outcome
-from exporter.target import BUDGET_KINDS, Target
+from exporter.target import Target
 
 # A column with a value of its own in each row would fill the report.
 MOST_SLICES = 50

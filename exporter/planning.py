@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.attempts import DEVELOPMENT_EXAMPLES
+from exporter.budget import Budget
 from exporter.devices.registry import kind_of
 from exporter.errors import DataError
 from exporter.judge.statistics import (
@@ -22,7 +23,7 @@ from exporter.models.tasks import get_task
 from exporter.pipeline import resolve_target
 from exporter.recipe import Candidate, Recipe
 from exporter.report.wording import limit
-from exporter.target import Budget, DeviceEntry, Target
+from exporter.target import DeviceEntry, Target
 
 # Shares of answers that usually flip: mild int8, and a bold cut that was trained to recover.
 TYPICAL_DISCORDANCE = (0.01, 0.05)

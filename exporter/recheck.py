@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporter.artifact import MANIFEST, Artifact, load_artifact
+from exporter.budget import Budget
 from exporter.cache import Cache, default_cache_directory
 from exporter.describing import observed, phases_of, slice_rows
 from exporter.device_runs import smallest_board, uncached
@@ -44,7 +45,7 @@ from exporter.report.wording import explain
 from exporter.ship.bundle import EVIDENCE
 from exporter.stages import answers, workload_feeds
 from exporter.surveying import ask, asked, entry_for
-from exporter.target import Budget, Target, load_target
+from exporter.target import Target, load_target
 from exporter.toml import validated
 
 

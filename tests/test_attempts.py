@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from exporter.attempts import _decidable
+from exporter.budget import BUDGET_KINDS, Budget
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Judgement, Verdict, judged
-from exporter.target import BUDGET_KINDS, Budget
 
 
 def judgement(metric: str, limit: float, measured: float, verdict: Verdict) -> Judgement:

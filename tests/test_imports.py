@@ -16,6 +16,7 @@ NOUNS = (
     "progress",
     "toml",
     "recipe",
+    "budget",
     "target",
     "cache",
     "artifact",

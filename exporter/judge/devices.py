@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from exporter.budget import DEVICE_FAILURES, Budget
 from exporter.judge.latency import judge_latency
 from exporter.judge.reading import Reading
 from exporter.judge.survey import host_of
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, Judgement, Verdict, judged
-from exporter.target import DEVICE_FAILURES, Budget, Target, Workload
+from exporter.target import Target, Workload
 
 METRICS = (
     DEVICE_FAILURES,

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.budget import Budget, Budgets
 from exporter.judge.statistics import (
     MINIMUM_CLUSTERS,
     Floats,
@@ -25,7 +26,7 @@ from exporter.judge.statistics import (
 )
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Judgement, Verdict, claim, judged
 from exporter.models.scores import Scores
-from exporter.target import Budget, Budgets, Evidence
+from exporter.target import Evidence
 
 TAIL = 0.999
 

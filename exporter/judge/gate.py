@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from exporter.budget import Budget
 from exporter.devices.host import matches
 from exporter.judge.devices import devices_not_judged, judge_devices
 from exporter.judge.divergence import judge_divergence
@@ -21,7 +22,7 @@ from exporter.judge.statistics import proportion_bounds
 from exporter.judge.survey import host_of
 from exporter.judge.verdict import Judgement
 from exporter.models.scores import Scores
-from exporter.target import Budget, Evidence, Target
+from exporter.target import Evidence, Target
 
 
 def judge(

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.budget import Budget
 from exporter.devices.host import matches
 from exporter.judge.sequential import LOOKS, look_confidence, paired_ratio
 from exporter.judge.statistics import quantile_bounds, values_for_quantile
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, claim, decide, judged
-from exporter.target import Budget, Evidence, Target, Workload
+from exporter.target import Evidence, Target, Workload
 
 Phases = Mapping[str, list[float]]  # phase -> ms, one a round
 

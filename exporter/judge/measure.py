@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from exporter.budget import BUDGET_KINDS, Budget
 from exporter.devices.conditions import Conditions
 from exporter.devices.host import host_description
 from exporter.devices.timing import Memory, Times, Timing, peak_memory, time_models
@@ -24,7 +25,7 @@ from exporter.judge.size import Size, measure_size
 from exporter.judge.verdict import INCONCLUSIVE, Measurement, overall
 from exporter.models.examples import Feeds
 from exporter.progress import Progress, Silent
-from exporter.target import BUDGET_KINDS, Budget, Evidence, Target, Workload
+from exporter.target import Evidence, Target, Workload
 
 MEMORY_REPEATS = 2
 # Workloads of a few milliseconds get more rounds than asked for, until their runs add up to this

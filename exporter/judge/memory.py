@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from exporter.budget import Budget
 from exporter.devices.timing import Memory
 from exporter.judge.verdict import Judgement, judged
-from exporter.target import Budget
 
 
 def judge_memory(reference: Memory, candidate: Sequence[Memory], budget: Budget) -> Judgement:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from exporter.budget import BUDGET_KINDS, Budget, BudgetKind
 from exporter.judge.divergence import judge_divergence
 from exporter.judge.quality import judge_quality
 from exporter.judge.regression import equal, not_compared
@@ -19,7 +20,7 @@ from exporter.judge.slices import judge_slices
 from exporter.judge.statistics import MINIMUM_CLUSTERS, ratio_bounds
 from exporter.judge.verdict import Judgement, claim, decide, judged
 from exporter.models.scores import Scores
-from exporter.target import BUDGET_KINDS, Budget, BudgetKind, Evidence, Target
+from exporter.target import Evidence, Target
 
 COSINE = BudgetKind("embedding_cosine_drop", "cosine drop", "", "below", ("feature-extraction",))
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.budget import Budget, Budgets
 from exporter.errors import DataError
 from exporter.judge.statistics import (
     MINIMUM_CLUSTERS,
@@ -32,7 +33,7 @@ from exporter.judge.verdict import (
     judged,
 )
 from exporter.models.scores import Scores
-from exporter.target import Budget, Budgets, Evidence
+from exporter.target import Evidence
 
 Judge = Callable[[Scores, Scores, Budget, Evidence], Judgement]
 

@@ -10,10 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from exporter.budget import Budget, BudgetKind
 from exporter.devices.timing import Memory
 from exporter.judge.measure import Measurements
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, claim, decide, judged
-from exporter.target import Budget, BudgetKind, Evidence
+from exporter.target import Evidence
 
 LATENCY = BudgetKind("latency_ratio", "latency", "×", "below")
 DISK = BudgetKind("disk_size_ratio", "size on disk", "×", "below")

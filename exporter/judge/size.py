@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.budget import Budget
 from exporter.graph.model import OnnxModel
 from exporter.judge.verdict import Judgement, judged
-from exporter.target import Budget
 
 # On random float32 and int8 weights level 19 saved nothing over level 10, in 100 times the time.
 ZSTD_LEVEL = 10

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.budget import Budget, Budgets
 from exporter.judge.divergence import veto
 from exporter.judge.statistics import MINIMUM_CLUSTERS, paired_difference, ratio_bounds
 from exporter.judge.verdict import INCONCLUSIVE, PASS, Judgement, judged
 from exporter.models.scores import Scores
-from exporter.target import Budget, Budgets, Evidence
+from exporter.target import Evidence
 
 MOST_RESAMPLES = 20_000
 METRICS = ("worst_slice_drop_points", "worst_slice_perplexity_ratio")

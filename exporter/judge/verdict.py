@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from exporter.budget import Budget
 from exporter.errors import (
     EXIT_FAIL,
     EXIT_INCONCLUSIVE,
     EXIT_PASS,
     ArtifactError,
 )
-from exporter.target import Budget
 
 Record = TypeVar("Record", "Measurement", "Judgement")
 

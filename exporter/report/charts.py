@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from exporter.budget import BUDGET_KINDS
 from exporter.report.document import CandidateRow, Report
 from exporter.report.rows import BudgetRow
 from exporter.report.wording import measured, number, plain, with_unit
-from exporter.target import BUDGET_KINDS
 
 # Shares of a budget that the strips show; what lies outside is drawn at the edge as an arrow.
 STRIP_FROM, STRIP_TO = -0.25, 1.5

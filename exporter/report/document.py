@@ -48,7 +48,7 @@ class CandidateRow:
     Attributes:
         reason: why it was skipped or failed, or which budget it lost; "" when there is none.
         quality: measured value of `quality_metric`, such as 0.4 points or a ratio of 1.02.
-        quality_metric: a key of `exporter.target.BUDGET_KINDS`.
+        quality_metric: a key of `exporter.budget.BUDGET_KINDS`.
         latency_ratio: over the reference's.
         size_ratio: size on disk over the reference's.
         instruction_ratio: of the workload on the target's emulated CPU; None: not counted.

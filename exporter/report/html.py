@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from exporter.budget import BUDGET_KINDS, KL_TASKS
 from exporter.report.charts import NARROW, WIDE, scatter, series, strip
 from exporter.report.devices import device_table
 from exporter.report.distributions import NARROW as NARROW_TIMES
@@ -21,7 +22,6 @@ from exporter.report.layers import FORMATS, precision
 from exporter.report.rows import budget_rows
 from exporter.report.support import LISTS, support_rows
 from exporter.report.wording import VERDICT_MARKS, measured, number, plain, with_unit
-from exporter.target import BUDGET_KINDS, KL_TASKS
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exporter.target import BUDGET_KINDS
+from exporter.budget import BUDGET_KINDS
 
 ABSENT = "–"
 VERDICT_MARKS = {"PASS": "✓", "FAIL": "✕", "INCONCLUSIVE": "?"}

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from exporter.budget import Budgets
 from exporter.judge.divergence import divergences, judge_divergence
 from exporter.judge.gate import judge_answers
 from exporter.judge.slices import judge_slices, slices_of
 from exporter.judge.statistics import clustered_quantile_low, proportion_bounds
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Judgement
 from exporter.models.scores import Scores
-from exporter.target import Budgets, Evidence, load_target
+from exporter.target import Evidence, load_target
 
 EVIDENCE = Evidence(resamples=400)
 

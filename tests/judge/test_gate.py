@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from exporter.budget import Budgets
 from exporter.devices.host import host_description
 from exporter.devices.timing import Memory
 from exporter.errors import ArtifactError
@@ -21,7 +22,7 @@ from exporter.judge.measure import Measurements, measure
 from exporter.judge.size import Size, compressed_bytes, measure_size
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Verdict, overall
 from exporter.models.scores import Scores
-from exporter.target import Budgets, Evidence, Target, Workload, load_target
+from exporter.target import Evidence, Target, Workload, load_target
 from tests.devices.graphs import product
 from tests.judge.test_divergence import classes
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.budget import Budgets
 from exporter.devices.conditions import Conditions
 from exporter.devices.timing import Memory, Timing
 from exporter.graph.model import OnnxModel
@@ -16,7 +17,7 @@ from exporter.judge.gate import judge_cost
 from exporter.judge.measure import Measurements, measure
 from exporter.judge.size import Size
 from exporter.judge.verdict import INCONCLUSIVE, PASS
-from exporter.target import Budgets, Target, Workload, load_target
+from exporter.target import Target, Workload, load_target
 
 ROUNDS = 60
 BLOCKS = (ROUNDS,) * 6

@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from exporter.budget import Budgets
 from exporter.errors import DataError
 from exporter.judge.quality import judge_quality
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Judgement
 from exporter.models.scores import Scores
-from exporter.target import Budgets, Evidence
+from exporter.target import Evidence
 
 EVIDENCE = Evidence()
 BUDGETS = Budgets(

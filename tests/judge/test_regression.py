@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from exporter.budget import Budgets
 from exporter.devices.timing import Memory
 from exporter.judge.measure import Measurements
 from exporter.judge.paired import common_examples, judge_quality_regression
@@ -16,7 +17,7 @@ from exporter.judge.sequential import paired_ratio
 from exporter.judge.size import Size
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Judgement, overall
 from exporter.models.scores import Scores
-from exporter.target import Budgets, Evidence, Target, Workload, load_target
+from exporter.target import Evidence, Target, Workload, load_target
 
 TASKS = ("text-classification", "image-classification", "feature-extraction", "text-generation")
 HOST = {"isa": "x86-64", "cpu": "a server"}

@@ -18,6 +18,7 @@ from benchmarks.latency_simulation import (
     decided,
     noises,
 )
+from exporter.budget import Budgets
 from exporter.devices.conditions import Conditions
 from exporter.errors import ArtifactError
 from exporter.judge.conditions import remarks
@@ -32,7 +33,7 @@ from exporter.judge.sequential import (
     paired_ratio,
 )
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, Verdict, decide
-from exporter.target import Budgets, Target, load_target
+from exporter.target import Target, load_target
 from tests.devices.graphs import product
 from tests.judge.test_gate import WORKLOAD
 from tests.judge.test_gate import _measurements as recorded

@@ -8,6 +8,7 @@ import math
 
 import pytest
 
+from exporter.budget import BUDGET_KINDS, Budget
 from exporter.errors import ArtifactError
 from exporter.judge.verdict import (
     FAIL,
@@ -21,7 +22,6 @@ from exporter.judge.verdict import (
     judged,
     overall,
 )
-from exporter.target import BUDGET_KINDS, Budget
 
 BELOW = Budget(BUDGET_KINDS["latency_ratio"], 0.6)
 ABOVE = Budget(BUDGET_KINDS["embedding_cosine"], 0.95)

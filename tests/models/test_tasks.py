@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.budget import BUDGET_KINDS
 from exporter.errors import DataError, ModelError
 from exporter.models.examples import Development, Examples, Feeds, Outputs, Split, Test, Train
 from exporter.models.load import LoadedModule, load_module
@@ -19,7 +20,6 @@ from exporter.models.source import resolve_source
 from exporter.models.tasks import Task, get_task
 from exporter.models.text import model_length
 from exporter.recipe import TASKS
-from exporter.target import BUDGET_KINDS
 from tests.tiny import LABELS, checkpoint, label_of, sentences
 
 GENERATE = get_task("text-generation")

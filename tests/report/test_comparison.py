@@ -9,10 +9,10 @@ import re
 import pytest
 from rich.console import Console
 
+from exporter.budget import BUDGET_KINDS, Budget
 from exporter.judge.verdict import Verdict, judged
 from exporter.report.comparison import Change, Compared, Comparison
 from exporter.report.comparison_views import comparison_to_markdown, print_comparison
-from exporter.target import BUDGET_KINDS, Budget
 from tests.report.samples import HOSTILE
 
 

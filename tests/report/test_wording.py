@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from exporter.budget import Budgets
 from exporter.report.rows import budget_rows
 from exporter.report.wording import budget_used, explain, limit, measured, number, plain
-from exporter.target import Budgets
 from tests.report import samples
 
 
