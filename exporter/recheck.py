@@ -24,6 +24,7 @@ from exporter.evidence import (
     refusing,
 )
 from exporter.judge.conditions import remarks
+from exporter.judge.device_cost import missing
 from exporter.judge.devices import METRICS as DEVICE_METRICS
 from exporter.judge.devices import judge_devices
 from exporter.judge.gate import cautions, judge, judge_answers, not_judged
@@ -32,7 +33,6 @@ from exporter.judge.measure import measure
 from exporter.judge.memory import judge_memory
 from exporter.judge.reading import Reading, readings_to_json
 from exporter.judge.size import judge_size, measure_size
-from exporter.judge.survey import missing
 from exporter.judge.verdict import INCONCLUSIVE, Judgement, overall
 from exporter.models.examples import Feeds
 from exporter.models.scores import Scores

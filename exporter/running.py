@@ -22,8 +22,8 @@ from exporter.evidence import fact, model_config
 from exporter.graph.model import OnnxModel
 from exporter.graph.session import open_run
 from exporter.judge.agreement import difference
+from exporter.judge.device_cost import cost_of
 from exporter.judge.reading import Cost
-from exporter.judge.survey import cost_of
 from exporter.models.examples import Development, Feeds, Split, stack
 from exporter.models.runner import main_output
 from exporter.models.tasks import Task, get_task

@@ -13,8 +13,9 @@ from exporter.devices.registry import kind_of, open_device
 from exporter.devices.runner import fitted
 from exporter.errors import DeviceMissing, InputError
 from exporter.graph.model import OnnxModel
+from exporter.judge.device_cost import costs_only, missing, tells_cost
 from exporter.judge.reading import Reading
-from exporter.judge.survey import Home, costs_only, few, home, missing, survey, tells_cost
+from exporter.judge.survey import Home, few, home, survey
 from exporter.models.examples import Development, Examples, Feeds
 from exporter.models.tasks import Task
 from exporter.progress import Progress

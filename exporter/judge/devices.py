@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from exporter.budget import DEVICE_FAILURES, Budget
 from exporter.judge.latency import judge_latency
-from exporter.judge.reading import Reading
-from exporter.judge.survey import host_of
+from exporter.judge.reading import Reading, host_of
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, Judgement, Verdict, judged
 from exporter.target import Target, Workload
 

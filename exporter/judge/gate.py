@@ -14,12 +14,11 @@ from exporter.judge.latency import judge_latency
 from exporter.judge.measure import Measurements
 from exporter.judge.memory import judge_memory
 from exporter.judge.quality import judge_quality
-from exporter.judge.reading import Reading
+from exporter.judge.reading import Reading, host_of
 from exporter.judge.size import judge_size
 from exporter.judge.slices import METRICS as SLICE_METRICS
 from exporter.judge.slices import judge_slices
 from exporter.judge.statistics import proportion_bounds
-from exporter.judge.survey import host_of
 from exporter.judge.verdict import Judgement
 from exporter.models.scores import Scores
 from exporter.target import Evidence, Target

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from exporter.devices.device import CostUnit
 from exporter.errors import ArtifactError
+from exporter.target import Target
 
 Status = Literal["ran", "failed", "unfinished", "missing"]
 MAX_READINGS = 100
@@ -132,6 +133,15 @@ class Reading:
         if self.here is None or self.there is None:
             return None
         return self.here.cosine - self.there.cosine
+
+
+def host_of(reading: Reading, target: Target) -> dict[str, Any]:
+    """A device as `exporter.devices.host.matches` wants it; it has the cores that it ran on."""
+    return {
+        "isa": reading.isa,
+        "features": reading.features,
+        "cores": reading.facts.get("cores", target.threads),
+    }
 
 
 def readings_to_json(readings: Sequence[Reading]) -> list[dict[str, Any]]:

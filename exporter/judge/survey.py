@@ -7,30 +7,23 @@ twice, as it answers here and as it answers there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from exporter.devices.device import Device, Job, Ran
-from exporter.devices.host import host_isa
+from exporter.devices.device import Device, Job
 from exporter.devices.local import KIND as LOCAL
 from exporter.devices.python_device import PythonDevice
 from exporter.errors import (
-    DeviceCpu,
     DeviceError,
-    DeviceKilled,
-    DeviceRefused,
 )
 from exporter.graph.model import OnnxModel
 from exporter.graph.saturation import saturations
 from exporter.graph.session import OnnxRun, open_run
 from exporter.judge.agreement import Answers, agreement, difference, same_tokens
-from exporter.judge.latency import phase_latencies, rounds_for
-from exporter.judge.reading import Cost, Reading
+from exporter.judge.device_cost import Runs, cost_of, failed, reading_of, tells_cost, timed
+from exporter.judge.reading import Reading
 from exporter.models.examples import Development, Examples, Feeds, Outputs
 from exporter.models.scores import Scores
 from exporter.models.tasks import Task
@@ -41,9 +34,6 @@ from exporter.target import VNNI, DeviceEntry, Target, Workload
 FLOAT_CALLS = 3
 # Runs of the workload for its cost: counts repeat, times do not.
 COUNTS, TIMES = 2, 3
-
-# How a device runs a job; a cache may stand in front of it.
-Runs = Callable[[Device, Job], Ran]
 
 
 @dataclass(frozen=True)
@@ -80,16 +70,6 @@ def home(
 _HERE_S = 3600.0
 
 
-def tells_cost(device: Device, target: Target) -> bool:
-    """True when a device's cost says more than this machine's time does, or is judged.
-
-    An emulated CPU of this machine's own kind is slow and tells little that time here does not.
-    """
-    if device.traits.cost != "instructions" or target.budgets.instruction_ratio is not None:
-        return True
-    return device.traits.isa != host_isa()
-
-
 def few(examples: Examples[Development], count: int, task: Task) -> Examples[Development]:
     """The first `count` examples; of a language model's documents the first window each."""
     head = examples.head(count)
@@ -123,7 +103,7 @@ def survey(
         feeds: one batch of the workload.
         run: runs a job on the device.
     """
-    found = _of(device, entry, len(examples))
+    found = reading_of(device, entry, len(examples))
     may = _may_saturate(device, candidate)
 
     costs = feeds if tells_cost(device, target) else None
@@ -137,7 +117,7 @@ def survey(
     try:
         after = run(device, job(candidate, at_home.candidate.calls))
     except DeviceError as error:
-        return _failed(found, error)
+        return failed(found, error)
     found = replace(
         found,
         runtime=after.runtime,
@@ -165,105 +145,9 @@ def survey(
         return found
     models = {"reference": reference.directory, "candidate": candidate.directory}
     try:
-        return _timed(found, device, models, feeds, workload, target, entry.timeout_s)
+        return timed(found, device, models, feeds, workload, target, entry.timeout_s)
     except DeviceError as error:
         return replace(found, facts={**found.facts, "timing": str(error)})
-
-
-def _timed(
-    found: Reading,
-    device: PythonDevice,
-    models: dict[str, Path],
-    feeds: Feeds,
-    workload: Workload,
-    target: Target,
-    timeout_s: float,
-) -> Reading:
-    """The reading with times of both models, taken in turns on the device itself.
-
-    Raises:
-        DeviceError: it came to no end.
-    """
-    times = device.time(
-        models,
-        feeds,
-        workload,
-        threads=target.threads,
-        rounds=rounds_for(target, host_of(found, target)),
-        openings=1,
-        timeout_s=timeout_s,
-        seed=target.recipe.seed,
-    )
-    confidence = target.evidence.confidence
-    answer, *phases = phase_latencies(times["reference"], times["candidate"], workload, confidence)
-    sides = {}
-    for side in ("reference", "candidate"):
-        each = {p.phase: getattr(p, f"{side}_p50_ms") for p in phases or [answer]}
-        if not phases:
-            each = {"run": each["answer"]}
-        whole = getattr(answer, f"{side}_p50_ms")
-        sides[side] = replace(getattr(found, side), answer=whole, phases=each, spread=None)
-    return replace(
-        found,
-        **sides,
-        times_ms=times,
-        decode_tokens=workload.decode_tokens,
-        ratio_low=answer.ratio_low,
-        ratio_high=answer.ratio_high,
-    )
-
-
-def host_of(reading: Reading, target: Target) -> dict[str, Any]:
-    """A device as `exporter.devices.host.matches` wants it; it has the cores that it ran on."""
-    return {
-        "isa": reading.isa,
-        "features": reading.features,
-        "cores": reading.facts.get("cores", target.threads),
-    }
-
-
-def costs_only(
-    device: Device,
-    entry: DeviceEntry,
-    reference: OnnxModel,
-    candidate: OnnxModel,
-    feeds: Feeds,
-    workload: Workload,
-    run: Runs,
-) -> Reading:
-    """What both models cost on `device`; nothing of their answers."""
-    found = _of(device, entry, 0)
-    costs: list[Cost] = []
-    for model in (candidate, reference):
-        try:
-            ran = run(device, Job(model.directory, (), feeds, workload, repeats=1))
-        except DeviceError as error:
-            if model is candidate:
-                return _failed(found, error)
-            return replace(found, candidate=costs[0], float_reason=str(error))
-        costs.append(cost_of(ran, workload))
-    return replace(found, candidate=costs[0], reference=costs[1], runtime=ran.runtime)
-
-
-def _of(device: Device, entry: DeviceEntry, examples: int) -> Reading:
-    traits = device.traits
-    return Reading(
-        entry.name,
-        entry.required,
-        "ran",
-        title=traits.title,
-        isa=traits.isa,
-        emulated=traits.emulated,
-        unit=traits.cost,
-        features=traits.features,
-        examples=examples,
-    )
-
-
-def _failed(found: Reading, error: DeviceError) -> Reading:
-    """A model that does not run there, told apart from a device that did not come to an end."""
-    ours = isinstance(error, DeviceRefused | DeviceKilled | DeviceCpu)
-    return replace(found, status="failed" if ours else "unfinished", reason=str(error), examples=0)
 
 
 def _may_saturate(device: Device, candidate: OnnxModel) -> list[str]:
@@ -272,32 +156,6 @@ def _may_saturate(device: Device, candidate: OnnxModel) -> list[str]:
     if traits.isa != "x86-64" or set(traits.features) & VNNI:
         return []
     return [str(risk) for risk in saturations(candidate)[0]]
-
-
-def missing(entry: DeviceEntry, why: str) -> Reading:
-    """The reading of a device that is not usable here."""
-    return Reading(entry.name, entry.required, "missing", reason=why)
-
-
-def cost_of(ran: Ran, workload: Workload) -> Cost:
-    """A device's repeats as mean costs of the phases and of the whole workload."""
-    phases = {phase: float(np.mean(told)) for phase, told in ran.costs.items() if told}
-    answer = phases.get("run")
-    classes = dict(ran.classes.get("run", {}))
-    if "prefill" in phases and "decode" in phases:
-        answer = phases["prefill"] + workload.decode_tokens * phases["decode"]
-        first, later = ran.classes.get("prefill", {}), ran.classes.get("decode", {})
-        classes = {k: first[k] + workload.decode_tokens * later.get(k, 0.0) for k in first}
-    spreads = [max(told) / min(told) - 1 for told in ran.costs.values() if told and min(told) > 0]
-    return Cost(
-        answer,
-        phases,
-        max(spreads) if spreads else None,
-        classes,
-        ran.load_cost,
-        ran.heap_mib,
-        ran.peak_mib,
-    )
 
 
 def _answers(task: Task, run: OnnxRun, examples: Examples[Any], against: OnnxRun | None) -> Answers:

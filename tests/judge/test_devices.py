@@ -14,6 +14,7 @@ from exporter.devices.device import Ran, Traits
 from exporter.devices.host import host_isa
 from exporter.errors import ArtifactError
 from exporter.judge.agreement import Answers, agreement, difference, same_tokens
+from exporter.judge.device_cost import cost_of, tells_cost
 from exporter.judge.devices import devices_not_judged, judge_devices
 from exporter.judge.reading import (
     Agreement,
@@ -22,7 +23,7 @@ from exporter.judge.reading import (
     readings_from_json,
     readings_to_json,
 )
-from exporter.judge.survey import cost_of, few, tells_cost
+from exporter.judge.survey import few
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, overall
 from exporter.models.examples import Development, Examples
 from exporter.models.scores import Scores
