@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,23 +16,47 @@ from exporter.models.examples import Batch, Examples, Train
 from exporter.models.runner import forward_names
 from exporter.progress import Progress
 
+# What a part of a module took in and gave out: (positions, in), (positions, out); no padding.
+Observer = Callable[[Tensor, Tensor], None]
+
+
+@dataclass
+class Moments:
+    """Sums over the positions of a layer's input; they grow with the layer, not with the data.
+
+    Attributes:
+        count: positions.
+        total: sum of the inputs, (in,) float64.
+        second: sum of the outer products XᵀX, (in, in) float64.
+    """
+
+    count: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    second: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def __call__(self, entered: Tensor, left: Tensor) -> None:
+        """Add the rows that a layer took in; an `Observer`."""
+        rows = entered.double()
+        self.count += rows.shape[0]
+        self.total = self.total + rows.sum(0)
+        self.second = self.second + rows.T @ rows
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean input, (in,)."""
+        return self.total / max(self.count, 1)
+
 
 def watch(
     module: nn.Module,
     examples: Examples[Train] | None,
     batch_size: int,
-    norms: dict[nn.Module, Tensor],
-    inputs_of: list[nn.Module],
-    turns: dict[nn.Module, list[float]],
+    observers: Mapping[nn.Module, Observer],
     progress: Progress,
 ) -> None:
-    """Run the examples once and add up what the named parts see.
+    """Run the examples once, without gradients, and show each named part's rows to its observer.
 
-    Args:
-        norms: filled with the sum of squares of each input feature of each of `inputs_of`,
-            (in,) float64; a part that the data never reaches is left out.
-        turns: filled, for each of its layers, with the sum over positions of 1 − cosine between
-            what enters and what leaves, and the number of positions.
+    A part that the data never reaches is never called for.
 
     Raises:
         DataError: there are no training examples.
@@ -39,37 +64,28 @@ def watch(
     if examples is None or not examples.feeds:
         raise DataError(
             "pruning.criterion",
-            "'wanda' needs training examples",
+            "needs training examples to look at activations",
             got="none",
             remedy="give data, or set criterion = 'magnitude'.",
         )
     examples.require(Train)
     mask: list[Tensor | None] = [None]
 
-    def see_input(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen = _rows(part, _first(args, kwargs), mask[0]).double().square().sum(0)
-        norms[part] = norms[part] + seen if part in norms else seen
+    def hook(observer: Observer) -> Callable[..., None]:
+        def see(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            left = out if isinstance(out, Tensor) else out[0]
+            observer(_rows(part, _first(args, kwargs), mask[0]), _rows(part, left, mask[0]))
 
-    def see_turn(
-        part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        before = _rows(part, _first(args, kwargs), mask[0]).double()
-        after = _rows(part, output if isinstance(output, Tensor) else output[0], mask[0]).double()
-        turn = 1 - nn.functional.cosine_similarity(before, after, dim=-1)
-        turns[part][0] += float(turn.sum())
-        turns[part][1] += turn.numel()
+        return see
 
     names = forward_names(module)
     batches = -(-len(examples.feeds) // batch_size)
-    with ExitStack() as hooks, torch.no_grad(), _evaluating(module):
-        for part in inputs_of:
-            handle = part.register_forward_pre_hook(see_input, with_kwargs=True)
+    with ExitStack() as hooks, torch.no_grad(), evaluating(module):
+        for part, observer in observers.items():
+            handle = part.register_forward_hook(hook(observer), with_kwargs=True)
             hooks.callback(handle.remove)
-        for part in turns:
-            turned = part.register_forward_hook(see_turn, with_kwargs=True)
-            hooks.callback(turned.remove)
         with progress.stage("score importance", batches) as bar:
-            for batch in examples.batches(batch_size, _own_order(examples)):
+            for batch in examples.batches(batch_size, own_order(examples)):
                 feeds = tensors(batch, names)
                 mask[0] = feeds.get("attention_mask")
                 module(**feeds)
@@ -81,7 +97,7 @@ def tensors(batch: Batch, names: tuple[str, ...]) -> dict[str, Tensor]:
     return {k: torch.from_numpy(np.array(v)) for k, v in batch.feeds.items() if k in names}
 
 
-def _own_order(examples: Examples[Train]) -> list[int]:
+def own_order(examples: Examples[Train]) -> list[int]:
     """Feeds by length and content hash: the same batches however the examples were given."""
 
     def key(index: int) -> tuple[int, str, int]:
@@ -108,7 +124,7 @@ def _rows(part: nn.Module, value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Dropout off meanwhile."""
     training = module.training
     module.eval()

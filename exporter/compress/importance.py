@@ -9,7 +9,7 @@ does not grow with the data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from exporter.compress.activations import watch
-from exporter.compress.structure import Projection, Structure, is_transposed, matrix_of
+from exporter.compress.families import Projection
+from exporter.compress.structure import Structure, is_transposed, matrix_of
 from exporter.models.examples import Examples, Train
 from exporter.models.tasks import SILENT
 from exporter.progress import Progress
@@ -71,22 +72,22 @@ def score_structure(
         ]
         return _scaled(ffn, groups, [value**0.5 for value in layers])
 
-    norms: dict[nn.Module, Tensor] = {}
-    turns: dict[nn.Module, list[float]] = {block: [0.0, 0.0] for block in blocks}
     outs = [b.get_submodule(n) for b in blocks for n in (family.ffn_out, family.attention_out) if n]
-    watch(module, examples, batch_size, norms, outs, turns, progress)
+    norms = {part: _Energy() for part in outs}
+    turns = {block: _Turn() for block in blocks}
+    watch(module, examples, batch_size, {**norms, **turns}, progress)
 
     def leaving(block: nn.Module, name: str, count: int) -> Scored:
         if not count:
             return np.zeros(0)
         columns = matrix_of(block, name).detach().double().square().sum(0)  # (in,) from (out, in)
-        energy = columns * norms[block.get_submodule(name)]
+        energy = columns * norms[block.get_submodule(name)].total
         return energy.view(count, -1).sum(1).sqrt().numpy()
 
     return _scaled(
         [leaving(b, family.ffn_out, structure.ffn) for b in blocks],
         [leaving(b, family.attention_out, structure.groups) for b in blocks],
-        [max(total / max(count, 1.0), 0.0) for total, count in turns.values()],
+        [max(turn.total / max(turn.count, 1), 0.0) for turn in turns.values()],
     )
 
 
@@ -112,16 +113,16 @@ def score_weights(
             name: _share(part.weight.detach().abs())  # type: ignore[operator]
             for name, part in weights.items()
         }
-    norms: dict[nn.Module, Tensor] = {}
-    watch(module, examples, batch_size, norms, list(weights.values()), {}, progress)
+    norms = {part: _Energy() for part in weights.values()}
+    watch(module, examples, batch_size, norms, progress)
     scores = {}
     for name, part in weights.items():
         weight = part.weight
         assert isinstance(weight, Tensor)
         rows = weight.detach().abs()
         rows = rows.T if is_transposed(part) else rows
-        if part in norms:  # a layer that the data never reached is ranked by size alone
-            rows = rows * _meeting(part, norms[part].sqrt().float())
+        if norms[part].seen:  # a layer that the data never reached is ranked by size alone
+            rows = rows * _meeting(part, norms[part].total.sqrt().float())
         flat = rows.flatten(1)
         ranks = flat.argsort(dim=1, stable=True).argsort(dim=1, stable=True).float()
         ranked = (ranks / max(flat.shape[1] - 1, 1)).view(rows.shape)
@@ -144,6 +145,31 @@ def prunable_weights(module: nn.Module) -> dict[str, nn.Module]:
         if (isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d) or is_transposed(part))
         and id(part.weight) not in kept
     }
+
+
+@dataclass
+class _Energy:
+    """Sum of squares of each input feature, (in,) float64."""
+
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    seen: bool = False
+
+    def __call__(self, entered: Tensor, left: Tensor) -> None:
+        self.total = self.total + entered.double().square().sum(0)
+        self.seen = True
+
+
+@dataclass
+class _Turn:
+    """Sum over positions of 1 − cosine between what enters a layer and what leaves it."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def __call__(self, entered: Tensor, left: Tensor) -> None:
+        turn = 1 - nn.functional.cosine_similarity(entered.double(), left.double(), dim=-1)
+        self.total += float(turn.sum())
+        self.count += turn.numel()
 
 
 def _size(

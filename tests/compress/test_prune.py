@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from exporter.compress.importance import Importance
-from exporter.compress.prune import plan_removal, prune
+from exporter.compress.plan import plan_removal
+from exporter.compress.prune import prune
 from exporter.compress.structure import Structure, parameter_count, structure_of
 from exporter.errors import DataError, ProfileError
 from exporter.models.examples import Test, Train

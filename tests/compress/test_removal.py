@@ -10,10 +10,11 @@ import pytest
 import torch
 import transformers
 
+from exporter.compress.families import FAMILIES
 from exporter.compress.importance import score_structure
-from exporter.compress.prune import plan_removal
+from exporter.compress.plan import plan_removal
 from exporter.compress.removal import Removal, mask, remove
-from exporter.compress.structure import FAMILIES, Structure, parameter_count, structure_of
+from exporter.compress.structure import Structure, parameter_count, structure_of
 from exporter.models.load import load_checkpoint
 from exporter.models.runner import forward_names, named_outputs
 from exporter.recipe import Pruning
