@@ -177,6 +177,10 @@ def run_to_text(run: Mapping[str, Any]) -> str:
         lines.append(f"  {phase:<11} {cost(value, unit)}{each}")
     if figures["load"] is not None and unit is not None:
         lines.append(f"  load        {cost(figures['load'], unit)}")
+    facts = run["facts"]
+    if "warm_up_runs" in facts:
+        steady = "" if facts.get("warm_up_steady") else ", and its time was not steady yet"
+        lines.append(f"  warm-up     {facts['warm_up_runs']} runs before those timed{steady}")
     for name, count in figures["classes"].items():
         lines.append(
             f"  {plain(name).replace('_', ' '):<11} {number(count / 1e6)} M in the workload"
