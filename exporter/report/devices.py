@@ -172,6 +172,10 @@ def run_to_text(run: Mapping[str, Any]) -> str:
         lines.append(f"  answer      {plain(told)}")
     if run["difference_to_here"] is not None:
         lines.append(f"  difference  {number(run['difference_to_here'], 3)} to the outputs here")
+    if run["same_as_here"] is not None:
+        written = any("tokens" in answer for answer in run["answers"])
+        what = "tokens are those written here" if written else "answers are those here"
+        lines.append(f"  same        {_percent(run['same_as_here'])} of the {what}")
     for phase, value in figures["phases"].items():
         each = " a token" if phase == "decode" else ""
         lines.append(f"  {phase:<11} {cost(value, unit)}{each}")
