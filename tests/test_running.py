@@ -96,6 +96,19 @@ def test_this_machine_is_not_asked_twice(writer: Path, monkeypatch: pytest.Monke
     assert "here" not in run_to_text(found.to_json())
 
 
+def test_instructions_are_told_of_the_whole_workload_and_by_class(
+    writer: Path, elsewhere: Callable[..., None]
+) -> None:
+    counted = {"all": 3e6, "dot_product": 1e6}
+    elsewhere(
+        lambda ran: replace(
+            ran, classes={"prefill": counted, "decode": dict.fromkeys(counted, 0.0)}
+        )
+    )
+    text = run_to_text(run(writer, on=ELSEWHERE, repeats=1).to_json())
+    assert "  workload    3.00 M instructions\n  of these    1.00 M dot product\n" in text
+
+
 def test_a_classifiers_answers_are_held_against_those_here(
     signed: dict[str, Any], tmp_path: Path, elsewhere: Callable[..., None]
 ) -> None:

@@ -121,7 +121,7 @@ def cost(value: Any, unit: Any) -> str:
         return ABSENT
     if unit == "instructions":
         return f"{number(value / 1e6)} M instructions"
-    return with_unit(value, {"guest_s": "guest s", "throttled_ms": "ms, throttled"}.get(unit, unit))
+    return with_unit(value, {"guest_s": "guest s", "throttled_ms": "throttled ms"}.get(unit, unit))
 
 
 def _memory(reading: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -186,8 +186,10 @@ def run_to_text(run: Mapping[str, Any]) -> str:
         steady = "" if facts.get("warm_up_steady") else ", and its time was not steady yet"
         lines.append(f"  warm-up     {facts['warm_up_runs']} runs before those timed{steady}")
     for name, count in figures["classes"].items():
+        told, what = f"{number(count / 1e6)} M", plain(name).replace("_", " ")
+        total = name == "all"
         lines.append(
-            f"  {plain(name).replace('_', ' '):<11} {number(count / 1e6)} M in the workload"
+            f"  workload    {told} instructions" if total else f"  of these    {told} {what}"
         )
     for name in ("heap_mib", "peak_mib"):
         if figures[name] is not None:
