@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from exporter.artifact import load_artifact
 from exporter.device_runs import settings_of
 from exporter.devices.device import Job, Ran, Traits
+from exporter.devices.local import KIND as LOCAL
 from exporter.devices.registry import open_device
 from exporter.devices.runner import fitted
 from exporter.errors import DataError
 from exporter.evidence import fact, model_config
 from exporter.graph.model import OnnxModel
 from exporter.graph.session import open_run
-from exporter.judge.agreement import difference
+from exporter.judge.agreement import difference, same_tokens
 from exporter.judge.device_cost import cost_of
 from exporter.judge.reading import Cost
-from exporter.models.examples import Development, Feeds, Split, stack
+from exporter.models.examples import Development, Feeds, Outputs, Split, stack
 from exporter.models.runner import main_output
 from exporter.models.tasks import Task, get_task
 from exporter.models.text import label_names
@@ -47,7 +48,11 @@ class Run:
         answers: one an input, JSON-ready: `labels` with their probabilities, or the `text` that a
             language model wrote, or the `embedding`.
         cost: in the device's unit.
-        differs: largest difference of the outputs from those here.
+        differs: largest difference of the outputs from those here, over the RMS of those here where
+            that exceeds 1; of a language model, that of the logits up to the first token that is
+            another. None where the device is this machine.
+        same: share of the tokens that a language model wrote, or of a classifier's answers, that
+            are those here; None where nothing is chosen or the device is this machine.
     """
 
     artifact: Path
@@ -56,6 +61,7 @@ class Run:
     answers: tuple[dict[str, Any], ...]
     cost: Cost
     differs: float | None
+    same: float | None
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -66,6 +72,7 @@ class Run:
             "answers": list(self.answers),
             "cost": {"unit": self.traits.cost, **asdict(self.cost)},
             "difference_to_here": self.differs,
+            "same_as_here": self.same,
             "facts": dict(self.ran.facts),
         }
 
@@ -121,11 +128,36 @@ def run(
     )
     ran = device.run(job, timeout_s=timeout_s, progress=shown)
     if cached:
-        answers, differs = _written(ran, preprocessor), None
+        answers = _written(ran, preprocessor)
     else:
         answers = [_answer(task, outputs, config) for outputs in ran.outputs]
-        differs = difference(tuple(here(feeds) for feeds in given), ran.outputs)
-    return Run(Path(artifact), device.traits, ran, tuple(answers), cost_of(ran, workload), differs)
+    differs = same = None
+    if on != LOCAL.name and cached:
+        once = replace(job, repeats=1)
+        ours = LOCAL.open("", {}).run(once, timeout_s=timeout_s, progress=shown)
+        differs, same = _as_written(ours, ran), same_tokens(ours.tokens, ran.tokens)
+    elif on != LOCAL.name:
+        outputs = tuple(here(feeds) for feeds in given)
+        differs, same = difference(outputs, ran.outputs), _same_choices(outputs, ran.outputs)
+    cost = cost_of(ran, workload)
+    return Run(Path(artifact), device.traits, ran, tuple(answers), cost, differs, same)
+
+
+def _as_written(here: Ran, there: Ran) -> float | None:
+    """`difference` of logits (steps, batch, vocabulary) as long as both have read the same."""
+    same = (np.asarray(here.tokens) == np.asarray(there.tokens)).all(0)  # (steps,)
+    steps = len(same) if same.all() else int(same.argmin()) + 1
+    return difference(({"logits": here.logits[:steps]},), ({"logits": there.logits[:steps]},))
+
+
+def _same_choices(here: tuple[Outputs, ...], there: tuple[Outputs, ...]) -> float | None:
+    """Share of rows of logits with the greatest where it is here; None where there are no rows."""
+    same = [
+        ours["logits"].argmax(-1).ravel() == theirs["logits"].argmax(-1).ravel()
+        for ours, theirs in zip(here, there, strict=True)
+        if "logits" in ours and ours["logits"].shape[-1] > 1
+    ]
+    return float(np.concatenate(same).mean()) if same else None
 
 
 def _workload(workload: Workload, feeds: Feeds, model: OnnxModel, cached: bool) -> Workload:

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-import exporter
-from tests import chain, tiny
-from tests.signed import write_keys
+from tests import chain
+from tests.signed import signed_classifier
 
 # What devices fetched lies in the user's cache. Without it few are usable, so that tests of the
 # chain take seconds; tests/devices/ uses the real one.
@@ -22,20 +21,12 @@ os.environ["EXPORTER_DEVICES"] = "/nonexistent/devices"
 
 @pytest.fixture(scope="session")
 def signed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A tiny classifier's signed artifact: `keys`, `result`, and the `inputs` of its run."""
-    root = tmp_path_factory.mktemp("verify")
-    keys = write_keys(root / "keys")
+    """What `signed_classifier` made."""
     one = chain.RECIPE | {"candidates": chain.RECIPE["candidates"][:1]}
-    inputs: dict[str, Any] = {
-        "model": tiny.checkpoint("bert", root / "bert"),
-        "data": chain.text_data(root / "rows.jsonl"),
-        "target": chain.quick_target(
-            recipe=one, accuracy_drop_points=30.0, disk_size_ratio=0.9, latency_ratio=1.0
-        ),
-        "cache": root / "cache",
-    }
-    result = exporter.export(**inputs, out=root / "out", key=keys["private"])
-    return {"root": root, "keys": keys, "result": result, "inputs": inputs}
+    target = chain.quick_target(
+        recipe=one, accuracy_drop_points=30.0, disk_size_ratio=0.9, latency_ratio=1.0
+    )
+    return signed_classifier(tmp_path_factory.mktemp("verify"), target)
 
 
 @pytest.fixture

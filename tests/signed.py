@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 import exporter
 from exporter.artifact import write_manifest
+from exporter.target import Target
+from tests import chain, tiny
 
 PEM, RAW = serialization.Encoding.PEM, serialization.NoEncryption()
 PKCS8 = serialization.PrivateFormat.PKCS8
@@ -39,6 +41,19 @@ def write_keys(directory: Path) -> dict[str, Path]:
     for name, pem in files.items():
         (directory / name).write_bytes(pem)
     return {name: directory / name for name in files} | {"directory": directory}
+
+
+def signed_classifier(root: Path, target: Target) -> dict[str, Any]:
+    """A tiny classifier's signed artifact: `root`, `keys`, `result`, the `inputs` of its run."""
+    keys = write_keys(root / "keys")
+    inputs: dict[str, Any] = {
+        "model": tiny.checkpoint("bert", root / "bert"),
+        "data": chain.text_data(root / "rows.jsonl"),
+        "target": target,
+        "cache": root / "cache",
+    }
+    result = exporter.export(**inputs, out=root / "out", key=keys["private"])
+    return {"root": root, "keys": keys, "result": result, "inputs": inputs}
 
 
 def fix_hashes(directory: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,8 @@ import numpy as np
 import pytest
 
 import exporter
-from exporter.attempts import Attempt
-from exporter.choose import best
 from exporter.errors import (
     ArtifactError,
-    DataError,
     DeviceCpu,
     DeviceDisk,
     DeviceError,
@@ -27,12 +23,10 @@ from exporter.errors import (
     DeviceTimeout,
     InputError,
 )
-from exporter.judge.reading import Cost, Reading
-from exporter.recipe import Candidate
 from exporter.running import run
 from exporter.target import Target
-from tests import chain, tiny
-from tests.signed import edit, fix_hashes, write_keys
+from tests import chain
+from tests.signed import edit, fix_hashes, signed_classifier
 
 BUDGETS = {
     "accuracy_drop_points": 60.0,
@@ -56,16 +50,8 @@ LOCAL = {"name": "local", "examples": 6}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("devices")
-    inputs: dict[str, Any] = {
-        "model": tiny.checkpoint("bert", root / "bert"),
-        "data": chain.text_data(root / "rows.jsonl"),
-        "cache": root / "cache",
-    }
     target = _target(LOCAL, {"name": MISSING})
-    keys = write_keys(root / "keys")
-    result = exporter.export(**inputs, target=target, out=root / "out", key=keys["private"])
-    return {"inputs": inputs, "result": result, "root": root, "target": target}
+    return signed_classifier(tmp_path_factory.mktemp("devices"), target)
 
 
 def test_devices_are_asked_judged_and_told(made: dict[str, Any]) -> None:
@@ -91,7 +77,7 @@ def test_devices_are_asked_judged_and_told(made: dict[str, Any]) -> None:
 
 def test_a_required_device_that_is_missing_never_passes(made: dict[str, Any]) -> None:
     target = _target(LOCAL, {"name": MISSING, "required": True})
-    result = exporter.export(**made["inputs"], target=target, out=made["root"] / "required")
+    result = exporter.export(**made["inputs"] | {"target": target}, out=made["root"] / "required")
     assert result.verdict == "INCONCLUSIVE"
     assert result.exit_code == 3
     (open_,) = [j for j in result.judgements if j.verdict != "PASS"]
@@ -102,12 +88,12 @@ def test_a_required_device_that_is_missing_never_passes(made: dict[str, Any]) ->
 
 def test_devices_can_be_left_out_but_not_those_that_are_required(made: dict[str, Any]) -> None:
     out = made["root"] / "left-out"
-    result = exporter.export(**made["inputs"], target=made["target"], out=out, devices=False)
+    result = exporter.export(**made["inputs"], out=out, devices=False)
     assert result.verdict == "PASS"
     assert {d["status"] for d in result.report.devices} == {"missing"}
     assert not [j for j in result.judgements if j.metric.startswith("device")]
     needed = _target({**LOCAL, "required": True})
-    result = exporter.export(**made["inputs"], target=needed, out=out, devices=False)
+    result = exporter.export(**made["inputs"] | {"target": needed}, out=out, devices=False)
     assert result.verdict == "INCONCLUSIVE"
 
 
@@ -316,103 +302,3 @@ def test_a_model_that_does_not_run_is_told_apart_from_a_device_that_does_not(
     assert found.report.devices[0]["status"] == status
     assert found.report.devices[0]["reason"] == "local: so it ended"
     assert found.verdict == verdict
-
-
-def _attempt(name: str, host: float, instructions: float | None) -> Attempt:
-    reading = Reading(
-        "arm64:cortex-a53",
-        False,
-        "ran",
-        unit="instructions",
-        reference=Cost(answer=100.0),
-        candidate=Cost(answer=None if instructions is None else 100 * instructions),
-    )
-    candidate = Candidate(name=name, tasks=("text-generation",), quantization="none")
-    attempt = Attempt(candidate, "judged", readings=() if instructions is None else (reading,))
-    object.__setattr__(attempt, "measurements", _Measured(host))
-    return attempt
-
-
-class _Measured:
-    def __init__(self, ratio: float) -> None:
-        self.latency_ratio = Cost()
-        object.__setattr__(self, "latency_ratio", type("R", (), {"value": ratio}))
-
-
-def test_the_targets_instructions_choose_not_this_machines_time() -> None:
-    """int8 is fast here and gains little on a Cortex-A53, where less work is what pays."""
-    int8, pruned = _attempt("int8", 0.3, 0.84), _attempt("pruned", 0.5, 0.55)
-    assert best([int8, pruned]) is pruned
-    int8, pruned = _attempt("int8", 0.3, None), _attempt("pruned", 0.5, None)
-    assert best([int8, pruned]) is int8
-
-
-def test_what_costs_most_on_one_cpu_of_the_profile_is_not_cheap() -> None:
-    """Of several CPUs the one on which a candidate gains least ranks it."""
-    there = _attempt("int8", 0.3, 0.4)
-    worse = replace(there.readings[0], device="arm64:cortex-a76", candidate=Cost(answer=90.0))
-    uneven = replace(there, readings=(there.readings[0], worse))
-    even = _attempt("pruned", 0.5, 0.7)
-    assert best([uneven, even]) is even
-
-
-def test_one_run_answers_texts_rows_and_feeds(made: dict[str, Any], tmp_path: Path) -> None:
-    out = made["result"].directory
-    text = tmp_path / "in.txt"
-    text.write_text("the red cat sleeps")
-    one = run(out, input_file=text)
-    (answer,) = one.answers
-    assert sum(answer["labels"].values()) == pytest.approx(1, abs=0.01)
-    assert one.differs == 0
-    assert one.cost.answer is not None
-    rows = tmp_path / "in.jsonl"
-    rows.write_text('{"text": "the red cat sleeps"}\n{"text": "seven"}\n')
-    assert run(out, input_file=rows).answers[0] == answer
-    assert len(run(out, input_file=rows).answers) == 2
-    feeds = tmp_path / "in.npz"
-    np.savez(feeds, input_ids=np.array([[3, 4, 5]]))
-    assert run(out, input_file=feeds).answers
-    assert json.dumps(run(out).to_json())
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("gone.txt", None),
-        ("empty.txt", b"  \n"),
-        ("bad.json", b"{"),
-        ("list.json", b'["text"]'),
-        ("number.json", b'{"text": 5}'),
-        ("binary.txt", b"\xff\xfe\x00"),
-        ("bad.npz", b"PK\x03\x04 nothing"),
-        ("picture.png", b"\x89PNG"),
-    ],
-)
-def test_what_is_no_input_gets_one_message(
-    made: dict[str, Any], tmp_path: Path, name: str, content: bytes | None
-) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError) as refused:
-        run(made["result"].directory, input_file=path)
-    assert refused.value.remedy
-
-
-@pytest.mark.parametrize(
-    "arrays",
-    [
-        {},
-        {"input_ids": np.array([["a", "b"]])},
-        {"input_ids": np.int64(3)},
-        {"input_ids": np.zeros((0, 4), np.int64)},
-        {"input_ids": np.ones((2, 4), np.int64), "attention_mask": np.ones((1, 4), np.int64)},
-    ],
-    ids=["nothing", "words", "scalar", "no row", "two batches"],
-)
-def test_feeds_that_are_no_batch_get_one_message(
-    made: dict[str, Any], tmp_path: Path, arrays: dict[str, Any]
-) -> None:
-    np.savez(tmp_path / "in.npz", **arrays)
-    with pytest.raises(DataError, match="same batch"):
-        run(made["result"].directory, input_file=tmp_path / "in.npz")

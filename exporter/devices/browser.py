@@ -59,8 +59,8 @@ class Browser(WebDevice):
     down (1x, webgpu) it is this machine's own browser, undisguised, and its times are real. WebGPU
     in software gives answers and no cost: a GPU that the CPU computes has nobody's time.
 
-    Only loading and the workload are slowed down, not the answers to calls. Fetching the model's
-    files is not timed.
+    Only loading and the timed workload are slowed down, not its warm-up nor the answers to calls.
+    Fetching the model's files is not timed.
     """
 
     def __init__(self, option: str, rate: float = 1.0) -> None:

@@ -71,7 +71,8 @@ class Job:
             Language models with a cache take `input_ids` (batch, length) as the prompt, read it
             and write `workload.decode_tokens` greedily.
         workload: the shapes of `feeds`.
-        repeats: times that the workload is run for its cost, after one that is discarded.
+        repeats: times that the workload is run for its cost, after one that is discarded, or as
+            many as code needs that is compiled while it runs (`warm_up_runs` of the facts).
         threads: of the session.
     """
 

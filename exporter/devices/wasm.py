@@ -22,7 +22,7 @@ class Wasm(WebDevice):
     """onnxruntime-web in Node.
 
     Answers are those of a browser, bit for bit. Its cost is real milliseconds, of WebAssembly on
-    this machine's CPU: neither a phone's nor those of native code here. Opening the session
+    this machine's CPU, warm: neither a phone's nor those of native code here. Opening the session
     contains the compilation of the runtime. Memory is that of the whole process, with Node and
     the model's file in it.
     """

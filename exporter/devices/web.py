@@ -64,12 +64,12 @@ class WebDevice(Device):
             tempfile.TemporaryDirectory(prefix="exporter-") as temporary,
         ):
             folder = Path(temporary).resolve()
+            if self.traits.cost is None:
+                job = replace(job, repeats=0)
             pack_web(job, folder, name, provider=self.provider, threads=self.threads(job))
             self.execute(folder, timeout_s=timeout_s)
             ran = unpack_web(folder, job, name)
-            if self.traits.cost is None:
-                return replace(ran, costs={}, load_cost=None)
-            return ran
+            return ran if self.traits.cost else replace(ran, load_cost=None)
 
 
 def run_node(

@@ -121,7 +121,7 @@ def cost(value: Any, unit: Any) -> str:
         return ABSENT
     if unit == "instructions":
         return f"{number(value / 1e6)} M instructions"
-    return with_unit(value, {"guest_s": "guest s", "throttled_ms": "ms, throttled"}.get(unit, unit))
+    return with_unit(value, {"guest_s": "guest s", "throttled_ms": "throttled ms"}.get(unit, unit))
 
 
 def _memory(reading: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -172,14 +172,24 @@ def run_to_text(run: Mapping[str, Any]) -> str:
         lines.append(f"  answer      {plain(told)}")
     if run["difference_to_here"] is not None:
         lines.append(f"  difference  {number(run['difference_to_here'], 3)} to the outputs here")
+    if run["same_as_here"] is not None:
+        written = any("tokens" in answer for answer in run["answers"])
+        what = "tokens are those written here" if written else "answers are those here"
+        lines.append(f"  same        {_percent(run['same_as_here'])} of the {what}")
     for phase, value in figures["phases"].items():
         each = " a token" if phase == "decode" else ""
         lines.append(f"  {phase:<11} {cost(value, unit)}{each}")
     if figures["load"] is not None and unit is not None:
         lines.append(f"  load        {cost(figures['load'], unit)}")
+    facts = run["facts"]
+    if "warm_up_runs" in facts:
+        steady = "" if facts.get("warm_up_steady") else ", and its time was not steady yet"
+        lines.append(f"  warm-up     {facts['warm_up_runs']} runs before those timed{steady}")
     for name, count in figures["classes"].items():
+        told, what = f"{number(count / 1e6)} M", plain(name).replace("_", " ")
+        total = name == "all"
         lines.append(
-            f"  {plain(name).replace('_', ' '):<11} {number(count / 1e6)} M in the workload"
+            f"  workload    {told} instructions" if total else f"  of these    {told} {what}"
         )
     for name in ("heap_mib", "peak_mib"):
         if figures[name] is not None:

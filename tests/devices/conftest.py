@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from exporter.devices.device import Job
+from tests.devices.ending import endless_job
+
 
 @pytest.fixture(scope="package", autouse=True)
 def _real_store() -> Iterator[None]:
@@ -14,3 +17,9 @@ def _real_store() -> Iterator[None]:
     yield
     if hidden is not None:
         os.environ["EXPORTER_DEVICES"] = hidden
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job that works until it is stopped."""
+    return endless_job(tmp_path_factory.mktemp("endless"))

@@ -25,7 +25,7 @@ from exporter.errors import (
 )
 from exporter.graph.session import open_run
 from tests.devices.adbd import SERIAL, Bridge, absent, adbd
-from tests.devices.ending import ending_of, endless_job
+from tests.devices.ending import ending_of
 from tests.devices.graphs import product
 from tests.devices.sshd import left, runner
 from tests.devices.test_devices import timed
@@ -56,12 +56,6 @@ def settings(bridge: Bridge) -> dict[str, str]:
 def device(bridge: Bridge, settings: dict[str, str]) -> Device:
     """The device."""
     return open_device(f"adb:{SERIAL}", settings)
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A job that works until it is stopped."""
-    return endless_job(tmp_path_factory.mktemp("endless"))
 
 
 def test_answers_are_the_hosts_and_the_cost_is_in_ms(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from exporter.devices import remote
 from exporter.devices.device import Device, Job
 from exporter.devices.host import host_features, host_isa
 from exporter.devices.python_device import PythonDevice
-from exporter.devices.registry import kind_of, open_device
+from exporter.devices.registry import open_device
 from exporter.errors import (
     DeviceCpu,
     DeviceDisk,
@@ -31,11 +30,10 @@ from exporter.errors import (
     DeviceMissing,
     DeviceRefused,
     DeviceTimeout,
-    InputError,
 )
 from exporter.graph.session import open_run
 from exporter.target import Workload
-from tests.devices.ending import X, ending_of, endless_job
+from tests.devices.ending import X, ending_of
 from tests.devices.graphs import cached_decoder, listening, product
 from tests.devices.sshd import ABSENT, Server, free_port, small_disk, sshd
 from tests.devices.test_devices import timed
@@ -54,12 +52,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def device(server: Server) -> Device:
     """The machine behind it."""
     return open_device(server.name, server.settings)
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A job that works until it is stopped."""
-    return endless_job(tmp_path_factory.mktemp("endless"))
 
 
 def test_the_device_tells_what_it_is(device: Device, server: Server) -> None:
@@ -284,27 +276,3 @@ def test_a_refused_key(server: Server, tmp_path: Path) -> None:
     user, stranger = str(server.root / "user"), str(server.root / "stranger")
     with pytest.raises(DeviceMissing, match="ssh-copy-id -p"):
         open_device(server.name, _changed(server, tmp_path, user, stranger))
-
-
-@pytest.mark.parametrize(
-    "name", ["ssh://pi@board:2222", "ssh://board", "ssh://[fe80::1%eth0]:22", "ssh:board"]
-)
-def test_names_are_urls(name: str) -> None:
-    kind, option = kind_of(name)
-    assert kind.name == "ssh"
-    assert option == name.removeprefix("ssh:").removeprefix("//")
-
-
-@pytest.mark.parametrize(
-    "name", ["ssh", "ssh://", "ssh://a b", "ssh://-oProxyCommand=x", "ssh://a/b"]
-)
-def test_what_is_no_place_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/ssh")  # it is not even started
-    with pytest.raises(InputError, match="ssh://user@host"):
-        open_device(name)
-
-
-def test_the_client_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(DeviceMissing, match="apt-get install -y openssh-client"):
-        open_device("ssh://board")

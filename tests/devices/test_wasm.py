@@ -46,6 +46,7 @@ def test_it_is_onnxruntime_web_in_node(wasm: Device, tmp_path: Path) -> None:
     assert (wasm.traits.isa, wasm.traits.cost, wasm.traits.emulated) == ("wasm", "ms", False)
     np.testing.assert_allclose(ran.outputs[0]["y"], open_run(model)(X)["y"], atol=1e-4)
     assert len(ran.costs["run"]) == 4
+    assert ran.facts["warm_up_runs"] >= 20
     assert (ran.load_cost or 0) > 0
 
 

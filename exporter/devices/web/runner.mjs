@@ -7,11 +7,17 @@
 // where ARRAY is {"key": "0/x", "type": "float32", "shape": [...], "offset": N, "bytes": N}, a place
 // in feeds.bin, little endian and aligned to 8 bytes. It gives [result, outputs]: the object that
 // goes into result.json, with "arrays" that describe the bytes of outputs.bin in the same way.
-// The job "probe" tells the facts and loads no model.
+// The job "probe" tells the facts and loads no model. Costs are taken of a model that is warm, see
+// warmed(); none are taken with 0 repeats.
 
 const WIRE = 1;
 const PAST = 'past_key_values', PRESENT = 'present';
 const ALIGNED = 8; // bytes: the widest element, which a typed array over the file asks for
+// Engines run WebAssembly from code that was compiled in haste, and for seconds compile what is hot
+// anew beside it: until then a small model can be 20 times slower.
+const WINDOW = 10; // runs
+const STEADY = 0.9; // of the median of the WINDOW runs before
+const WARM_AT_LEAST_MS = 2000, WARM_AT_MOST_MS = 8000;
 const ARRAYS = {
   float32: Float32Array, float64: Float64Array, int64: BigInt64Array, uint64: BigUint64Array,
   int32: Int32Array, uint32: Uint32Array, int16: Int16Array, uint16: Uint16Array,
@@ -58,9 +64,12 @@ async function answered(ort, spec, read, throttle) {
       : {},
   }));
   const load_ms = performance.now() - began;
+  await throttle(false); // nobody times the warm-up, nor the answers
   const written = {}, times_ms = {};
+  let facts = {};
   if (spec.cost) {
     const feeds = within(arrays, 'workload/');
+    const first = performance.now();
     let turn;
     if (session.inputNames.some((name) => name.startsWith(PAST))) {
       const wrote = { tokens: [], logits: [] };
@@ -71,11 +80,13 @@ async function answered(ort, spec, read, throttle) {
       turn = plainTurn(session, feeds);
       await turn();
     }
+    if (spec.repeats) facts = await warmed(turn, first);
+    await throttle(true);
     for (let repeat = 0; repeat < spec.repeats; repeat++) {
       for (const [phase, ms] of Object.entries(await turn())) (times_ms[phase] ??= []).push(ms);
     }
+    await throttle(false);
   }
-  await throttle(false); // nobody times the answers
   const names = session.outputNames.filter((name) => !name.startsWith(PRESENT));
   for (let index = 0; index < spec.calls; index++) {
     const answers = await refusals(() => session.run(within(arrays, `${index}/`), names));
@@ -83,7 +94,29 @@ async function answered(ort, spec, read, throttle) {
   }
   const [described, outputs] = packed(written);
   const outputs_sha256 = await sha256(outputs);
-  return [{ load_ms, times_ms, arrays: described, outputs_sha256, facts: {} }, outputs];
+  return [{ load_ms, times_ms, arrays: described, outputs_sha256, facts }, outputs];
+}
+
+// Run `turn`, which ran once since `began`, until it gets no faster or time is over. Gives the runs
+// that it took, that first one too, and whether the last were steady.
+async function warmed(turn, began) {
+  const runs_ms = [performance.now() - began];
+  for (;;) {
+    const spent = performance.now() - began, later = runs_ms.slice(-WINDOW);
+    const earlier = runs_ms.slice(-2 * WINDOW, -WINDOW);
+    const warm_up_steady = spent >= WARM_AT_LEAST_MS && earlier.length === WINDOW
+      && median(later) >= STEADY * median(earlier);
+    if (warm_up_steady || spent >= WARM_AT_MOST_MS) {
+      return { warm_up_runs: runs_ms.length, warm_up_steady };
+    }
+    const start = performance.now();
+    await turn();
+    runs_ms.push(performance.now() - start);
+  }
+}
+
+function median(values) {
+  return values.toSorted((a, b) => a - b)[values.length >> 1];
 }
 
 function plainTurn(session, feeds) {
