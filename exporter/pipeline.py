@@ -13,6 +13,7 @@ from exporter.attempts import Attempt, attempt, prepare
 from exporter.cache import Cache, default_cache_directory
 from exporter.choose import best
 from exporter.errors import DataError, ExporterError, ModelError
+from exporter.judge.devices import devices_not_judged
 from exporter.judge.verdict import Judgement, Verdict, overall
 from exporter.models.source import resolve_source
 from exporter.models.splits import Splits, make_splits
@@ -157,6 +158,8 @@ def export(
         )
         if signer is not None:
             sign(new, signer)
+    for note in devices_not_judged(outcome.devices, profile, source.task):
+        context.progress.note(note)
     return Result(overall(outcome.judgements), directory, outcome.judgements, report)
 
 

@@ -56,11 +56,13 @@ def test_export_check_and_json(made: dict[str, Path]) -> None:
     assert first.returncode == codes[report["verdict"]], first.stderr
     assert "Traceback" not in first.stderr
     assert "verdict" in first.stderr  # the table goes beside, not into, the JSON
+    assert f"report: {out / 'report.html'}" in first.stderr
 
     checked = run("check", out, cache=made["cache"])
     assert checked.returncode in (0, 1, 3), checked.stderr
     for word in ("accuracy drop", "latency ratio", "size on disk"):
         assert word in checked.stdout
+    assert "report.html" not in checked.stdout  # that one is of the export
     strict = chain.quick_target(disk_size_mib=1e-6)
     profile = made["root"] / "strict.toml"
     profile.write_text(to_toml(strict.model_dump(mode="json", exclude_none=True)))

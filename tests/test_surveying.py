@@ -28,6 +28,7 @@ from exporter.errors import (
     InputError,
 )
 from exporter.judge.reading import Cost, Reading
+from exporter.progress import Silent
 from exporter.recipe import Candidate
 from exporter.running import run
 from exporter.target import Target
@@ -87,6 +88,26 @@ def test_devices_are_asked_judged_and_told(made: dict[str, Any]) -> None:
     for name in ("report.html", "report.md"):
         assert "cortex-a53" in (result.directory / name).read_text(encoding="utf-8")
     assert exporter.verify(result.directory).sound
+
+
+class Notes(Silent):
+    """Progress that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_an_export_says_which_devices_were_not_asked(made: dict[str, Any]) -> None:
+    out, notes = made["root"] / "noted", Notes()
+    exporter.export(**made["inputs"], target=made["target"], out=out, devices=False, progress=notes)
+    told = "\n".join(notes.told)
+    assert "local was not asked: devices were left out (--no-devices)" in told
+    assert f"{MISSING} was not asked" in told
+    assert "device_difference" in told
+    assert "not judged, since no device told" in told
 
 
 def test_a_required_device_that_is_missing_never_passes(made: dict[str, Any]) -> None:

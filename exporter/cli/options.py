@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -97,8 +98,12 @@ def columns_of(pairs: list[str] | None) -> dict[str, str]:
     return columns
 
 
-def finish(result: Any, as_json: bool) -> None:
-    """Print what a run or a check came to, and leave with its exit code."""
+def finish(result: Any, as_json: bool, *, page: Path | None = None) -> None:
+    """Print what a run or a check came to, and leave with its exit code.
+
+    Args:
+        page: the report that was written of it, if one was.
+    """
     from exporter.report.terminal import print_summary
 
     if as_json:
@@ -106,7 +111,7 @@ def finish(result: Any, as_json: bool) -> None:
         console = stderr()
     else:
         console = Console()
-    print_summary(result.report, console, artifact=result.directory)
+    print_summary(result.report, console, artifact=result.directory, page=page)
     sys.exit(result.exit_code)
 
 
