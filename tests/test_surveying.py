@@ -199,6 +199,28 @@ def test_check_asks_what_it_is_told_to(made: dict[str, Any]) -> None:
         exporter.check(out, on=["local"], cache=made["root"] / "empty")
 
 
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        ("lokal", "lokal: unknown device 'lokal'; did you mean 'local'"),
+        ("arm64:cortex-a54", "did you mean 'arm64:cortex-a53'"),
+        ("ssh://pi@", "must be ssh://user@host"),
+        (MISSING, f"{MISSING}: cannot be used here"),
+    ],
+)
+def test_a_device_that_cannot_be_asked_is_refused_before_any_work(
+    made: dict[str, Any], monkeypatch: pytest.MonkeyPatch, on: str, said: str
+) -> None:
+    def scored(*_: object, **__: object) -> None:
+        raise AssertionError("scored first")
+
+    monkeypatch.setattr("exporter.recheck.answers", scored)
+    with pytest.raises(InputError) as caught:
+        exporter.check(made["result"].directory, on=["local", on], cache=made["inputs"]["cache"])
+    assert said in str(caught.value)
+    assert "--on" not in str(caught.value)
+
+
 def test_nobody_is_connected_to_unasked(
     made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

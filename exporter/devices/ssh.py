@@ -51,7 +51,7 @@ class Ssh(RemoteDevice):
         if status != _FAILED:
             return None
         text = stderr.lower()
-        where = f"--on {self.traits.name}"
+        where = self.traits.name
         host = self.place.rpartition("@")[2]
         if "identification has changed" in text:
             return DeviceMissing(
@@ -126,7 +126,7 @@ class SshKind(DeviceKind):
         """
         if not _PLACE.fullmatch(option):
             raise InputError(
-                f"--on ssh://{option}",
+                f"ssh://{option}",
                 "must be ssh://user@host or ssh://user@host:port",
                 remedy="name the machine, such as ssh://pi@raspberrypi.local.",
             )
