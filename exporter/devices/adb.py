@@ -82,7 +82,8 @@ class AdbKind(DeviceKind):
     """`adb:SERIAL`."""
 
     name = "adb"
-    summary = "adb:SERIAL, an Android device with a Python and onnxruntime: milliseconds, answers"
+    summary = "an Android device with a Python and onnxruntime: milliseconds, answers"
+    pattern = "adb:SERIAL"
 
     def missing(self, option: str) -> tuple[Missing, ...]:
         """The client."""

@@ -106,7 +106,8 @@ class SshKind(DeviceKind):
     """`ssh://user@host:port`."""
 
     name = "ssh"
-    summary = "ssh://user@host:port, a machine with Python and onnxruntime: milliseconds, answers"
+    summary = "a machine with Python and onnxruntime, over ssh: milliseconds, answers"
+    pattern = "ssh://user@host:port"
 
     def missing(self, option: str) -> tuple[Missing, ...]:
         """The client."""
