@@ -288,6 +288,16 @@ def test_a_profile_without_devices_cannot_be_asked(made: dict[str, Any]) -> None
         )
 
 
+@pytest.mark.parametrize("token", [-1, 10**8])
+def test_tokens_that_the_model_does_not_know_are_refused(
+    made: dict[str, Any], tmp_path: Path, token: int
+) -> None:
+    feeds = tmp_path / "in.npz"
+    np.savez(feeds, input_ids=np.array([[3, token, 5]]))
+    with pytest.raises(DataError, match=rf"must be tokens of the model, 0 to \d+, got {token};"):
+        run(made["result"].directory, input_file=feeds)
+
+
 def test_a_model_that_answers_otherwise_on_a_device_fails(
     made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
