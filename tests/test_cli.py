@@ -244,3 +244,26 @@ def test_a_stopped_run_says_so_and_leaves_the_old_artifact(
     assert "Traceback" not in rest
     assert not out.exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
+
+
+# Python has taken its handlers back when it removes what modules hold.
+LATE = """
+import os, signal, sys
+class Late:
+    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGINT):
+        kill(me, number)
+late = Late()
+from exporter.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("mobile", 0), ("moblie", 2)])
+def test_a_late_stop_does_not_change_the_outcome(name: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, "targets", name],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr

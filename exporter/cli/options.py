@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from exporter.errors import InputError
-from exporter.exits import print_json
+from exporter.exits import print_json, settle
 
 app = typer.Typer(
     name="exporter",
@@ -106,6 +106,7 @@ def finish(result: Any, as_json: bool, *, page: Path | None = None) -> None:
     """
     from exporter.report.terminal import print_summary
 
+    settle()
     if as_json:
         print_json(result.report.to_json())
         console = stderr()
