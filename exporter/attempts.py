@@ -71,6 +71,7 @@ class Attempt:
     Attributes:
         status: "judged" on development data, "skipped" (does not apply), "failed" (an error).
         reason: why it was skipped or failed; empty otherwise.
+        error: the reason of one that failed.
         made: the model and how it came to be, when judged.
         scores, measurements, judgements: on development data.
         readings: what its workload costs on devices that count instructions.
@@ -84,6 +85,7 @@ class Attempt:
     measurements: Measurements | None = None
     judgements: tuple[Judgement, ...] = ()
     readings: tuple[Reading, ...] = ()
+    error: ExporterError | None = None
 
     @property
     def instruction_ratio(self) -> float | None:
@@ -148,7 +150,7 @@ def attempt(
         raise
     except ExporterError as error:
         context.progress.note(f"{candidate.name}: failed: {error}")
-        return Attempt(candidate, "failed", str(error))
+        return Attempt(candidate, "failed", str(error), error=error)
 
 
 def _attempt(

@@ -73,8 +73,8 @@ BUDGET_KINDS: dict[str, BudgetKind] = {
         BudgetKind("peak_memory_mib", "peak memory", "MiB", "below"),
         BudgetKind(DEVICE_FAILURES, "devices that fail", "devices", "below"),
         BudgetKind("device_difference", "device float32", "", "below"),
-        BudgetKind("device_flip_ratio", "device flips", "", "below", KL_TASKS, veto=True),
-        BudgetKind("device_cosine_drop", "device cosine", "", "below", veto=True),
+        BudgetKind("device_flip_ratio", "flips a device adds", "", "below", KL_TASKS, veto=True),
+        BudgetKind("device_cosine_drop", "cosine a device loses", "", "below", veto=True),
         BudgetKind("instruction_ratio", "instructions, ratio", "×", "below"),
         BudgetKind("board_memory_mib", "board memory", "MiB", "below"),
     )

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from exporter.progress import Bar, Progress
 
@@ -44,7 +45,8 @@ class Lines:
         return _line_stage(self, name, total)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        # Text as it is: a name may hold [brackets] or :colons:.
+        self._console.print(Text(text), soft_wrap=True)
 
 
 class _LineBar:
@@ -84,7 +86,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print a remark above the bars."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(Text(text))
 
     def stage(self, name: str, total: int | None = None) -> AbstractContextManager[Bar]:
         """Show a bar until the stage ends; leave one line if it took long."""
@@ -95,7 +97,7 @@ class Bars:
         started = time.monotonic()
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -107,7 +109,8 @@ class Bars:
             yield _RichBar(shown, shown.add_task(name, total=total))
         took = time.monotonic() - started
         if took >= QUIET_S:
-            self._console.print(f"[green]✓[/] {name} [dim]{took:.0f} s[/]", highlight=False)
+            done = Text.assemble(("✓", "green"), f" {name} ", (f"{took:.0f} s", "dim"))
+            self._console.print(done)
 
 
 class _RichBar:

@@ -10,7 +10,8 @@ ExporterError             4  the tool itself failed
 │   ├── DeviceMissing        a device that cannot be used here, and what would make it usable
 │   └── Interrupted          stopped by the user; the next run resumes
 ├── ExportError           4  a model that should export did not
-│   └── ParityError          it exported, and computes something else
+│   ├── ParityError          it exported, and computes something else
+│   └── RuntimeTooOld        the onnxruntime that the profile names would refuse the file
 ├── QuantizeError         4  a quantization scheme failed or silently did nothing
 └── DeviceError           4  a device, or a process measuring on it, failed
     ├── DeviceTimeout        it did not finish in time; it was stopped
@@ -95,6 +96,10 @@ class ExportError(ExporterError):
 
 class ParityError(ExportError):
     """The exported graph computes something else than the module it came from."""
+
+
+class RuntimeTooOld(ExportError):
+    """A file asks for more than the onnxruntime that the profile names."""
 
 
 class QuantizeError(ExporterError):

@@ -72,11 +72,22 @@ def reporting_errors(debug: bool, as_json: bool) -> Iterator[None]:
 
 def fail(error: object, code: int, as_json: bool) -> NoReturn:
     """End with an error: its message as the last line, as JSON too if that was asked for."""
+    settle()
     if as_json:
         kind = type(error).__name__ if isinstance(error, Exception) else "InternalError"
         print_json({"error": str(error), "kind": kind, "exit_code": code})
     typer.echo(f"error: {error}", err=True)
     sys.exit(code)
+
+
+def settle() -> None:
+    """Let a Ctrl-C change nothing from here on: the outcome is settled, its code is what counts.
+
+    Python takes its handlers back while it ends, which takes a second where torch is loaded; a
+    Ctrl-C then would end in death by the signal, as if nothing had come of the run.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever must end it at once still can
 
 
 def _terminated(signum: int, frame: object) -> None:

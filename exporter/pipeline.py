@@ -12,7 +12,8 @@ from exporter.artifact import publishing
 from exporter.attempts import Attempt, attempt, prepare
 from exporter.cache import Cache, default_cache_directory
 from exporter.choose import best
-from exporter.errors import DataError, ExporterError, ModelError
+from exporter.errors import DataError, ExporterError, ModelError, ProfileError, RuntimeTooOld
+from exporter.judge.devices import devices_not_judged
 from exporter.judge.verdict import Judgement, Verdict, overall
 from exporter.models.source import resolve_source
 from exporter.models.splits import Splits, make_splits
@@ -24,6 +25,7 @@ from exporter.shipping import ship
 from exporter.signature import read_private_key, sign
 from exporter.stability import final_judgement, repeat
 from exporter.stages import Context, about
+from exporter.supporting import refuse_runtime
 from exporter.surveying import check_names
 from exporter.target import Target, load_target
 
@@ -118,6 +120,7 @@ def export(
         splits = read_splits(context, str(data), columns, slices)
         material = prepare(context, splits)
         reference = building.reference_graph(about(context, "reference"))
+        refuse_runtime(profile, reference.model)
         attempts = [
             attempt(context, candidate, reference, material)
             for candidate in context.recipe.for_task(source.task)
@@ -157,6 +160,8 @@ def export(
         )
         if signer is not None:
             sign(new, signer)
+    for note in devices_not_judged(outcome.devices, profile, source.task):
+        context.progress.note(note)
     return Result(overall(outcome.judgements), directory, outcome.judgements, report)
 
 
@@ -197,5 +202,13 @@ def nothing_built(context: Context, attempts: list[Attempt]) -> ExporterError:
             context.source.location,
             f"no candidate of the recipe applies to it ({reasons or 'none is for this task'})",
             remedy="give a --recipe with a candidate that does.",
+        )
+    failed = [a.error for a in attempts if a.status != "skipped"]
+    if all(isinstance(error, RuntimeTooOld) for error in failed):
+        return ProfileError(
+            f"target {context.target.name}",
+            f"runtime_version must take a candidate of the recipe ({reasons})",
+            got=context.target.runtime_version,
+            remedy="name a later one, or give a --recipe with another quantization.",
         )
     return ExporterError(f"no candidate could be built: {reasons}")

@@ -160,7 +160,7 @@ def _device(entry: DeviceEntry) -> str:
     kind, option = kind_of(entry.name)
     lacks = "; ".join(f"{m.what} is missing: {m.remedy}" for m in kind.missing(option))
     if not lacks:
-        return "usable"
+        return "asked when it is reached" if kind.pattern else "usable"
     return f"{lacks} ({'required' if entry.required else 'its budgets would not be judged'})"
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from exporter.artifact import MANIFEST, Artifact, load_artifact
 from exporter.budget import Budget
 from exporter.cache import Cache, default_cache_directory
+from exporter.checked_devices import asked_anew, check_named, opened_devices, readings_of
 from exporter.describing import observed, phases_of, slice_rows
-from exporter.device_runs import smallest_board, uncached
 from exporter.devices.host import host_description
 from exporter.devices.timing import peak_memory
-from exporter.errors import ArtifactError, InputError
 from exporter.evidence import (
     fact,
     model_config,
@@ -24,7 +23,6 @@ from exporter.evidence import (
     refusing,
 )
 from exporter.judge.conditions import remarks
-from exporter.judge.device_cost import missing
 from exporter.judge.devices import METRICS as DEVICE_METRICS
 from exporter.judge.devices import judge_devices
 from exporter.judge.gate import cautions, judge, judge_answers, not_judged
@@ -44,7 +42,6 @@ from exporter.report.document import Report
 from exporter.report.wording import explain
 from exporter.ship.bundle import EVIDENCE
 from exporter.stages import answers, workload_feeds
-from exporter.surveying import ask, asked, entry_for
 from exporter.target import Target, load_target
 from exporter.toml import validated
 
@@ -77,18 +74,21 @@ def check(
         DeviceMissing: a device in `on` cannot be used here.
     """
     shown = progress or Silent()
+    check_named(on)
     found = load_artifact(artifact)
-    profile = target_of(found, target)
+    profile, opened = opened_devices(
+        target_of(found, target), on, python, trusted=target is not None
+    )
     task = get_task(str(fact(found, "source", "task")))
     here = remains(found, Cache(cache or default_cache_directory()), reference)
     seed, evidence = _seed(found), f"{found.directory}/{EVIDENCE}"
     notes: list[str] = []
-    before, after = _scores(found, here, task, shown, notes)
     feeds = _feeds(found, here, profile, task)
-    if target is None:
-        profile = _without_interpreters(profile)
-    profile, readings = _devices(found, here, profile, task, on, python, feeds, shown)
-
+    told = read_devices(found)
+    if opened:
+        told = (*told, *asked_anew(opened, on, here, profile, task, feeds, shown))
+    readings = readings_of(profile, told)
+    before, after = _scores(found, here, task, shown, notes)
     raw = read_json(found, "report.json")
     with refusing(f"{found.directory}/report.json", "must be a report"):
         report = Report.from_json(raw)
@@ -159,75 +159,6 @@ def _seed(artifact: Artifact) -> int:
     seed = fact(artifact, "seed")
     with refusing(f"{artifact.directory}/{MANIFEST}: seed", "must be a whole number"):
         return int(seed)
-
-
-def _without_interpreters(profile: Target) -> Target:
-    """An artifact's own profile: who made it does not say what runs on a device."""
-    entries = tuple(entry.model_copy(update={"python": None}) for entry in profile.devices)
-    return profile.model_copy(update={"devices": entries})
-
-
-def _devices(
-    artifact: Artifact,
-    here: Remains,
-    profile: Target,
-    task: Task,
-    on: Sequence[str],
-    python: str | None,
-    feeds: Feeds | None,
-    progress: Progress,
-) -> tuple[Target, tuple[Reading, ...]]:
-    """The profile with every device of `on` in it, and one reading a device.
-
-    A device that is named must be usable; one that only the profile lists is told as missing.
-    """
-    known = {entry.name for entry in profile.devices}
-    if "profile" in on and not known:
-        raise InputError(
-            "--on profile", "needs a profile with devices", got="none", remedy="name a device."
-        )
-    named = [name for name in dict.fromkeys(on) if name != "profile"]
-    extra = [entry_for(name, required=True) for name in named if name not in known]
-    entries = (*profile.devices, *extra)
-    if python is not None:
-        entries = tuple(e.model_copy(update={"python": python}) for e in entries)
-    profile = profile.model_copy(update={"devices": entries})
-    wanted = {*named, *(known if "profile" in on else ())}
-    opened = asked(profile, wanted)
-    for one in opened:
-        if one.why is not None and one.entry.name in named:
-            raise one.why
-    told = {reading.device: reading for reading in read_devices(artifact)}
-    if opened:
-        reference = here.quality_reference or here.reference
-        if reference is None or here.development is None or feeds is None:
-            raise ArtifactError(
-                f"--on {', '.join(on)}",
-                "needs the float32 reference and the development examples, which are not in this "
-                "machine's cache",
-                remedy="check where it was exported, or use exporter run.",
-            )
-        anew = ask(
-            opened,
-            task,
-            profile,
-            reference,
-            here.candidate,
-            here.development,
-            feeds,
-            lambda entry: uncached(entry, progress),
-            lambda entry, job: smallest_board(entry, job, profile, progress),
-            progress,
-        )
-        told |= {reading.device: reading for reading in anew}
-    # what is required is this profile's to say, whatever the evidence says
-    readings = tuple(
-        replace(told[entry.name], required=entry.required)
-        if entry.name in told
-        else missing(entry, "was not asked; check --on profile asks it")
-        for entry in profile.devices
-    )
-    return profile, readings
 
 
 def _scores(

@@ -194,7 +194,11 @@ def _feeds(
             raise DataError(place, "must be smaller than 64 MiB", remedy="give one input.")
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as loaded:
-                return [_batch(dict(loaded), place)]
+                feeds = _batch(dict(loaded), place)
+            from exporter.models.text import refuse_unknown_tokens
+
+            refuse_unknown_tokens(feeds, config, place)
+            return [feeds]
         rows = _rows(path, task, place)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(

@@ -6,10 +6,39 @@ from pathlib import Path
 from typing import Any
 
 from exporter.cache import library_versions
+from exporter.errors import ProfileError
 from exporter.graph.model import OnnxModel
 from exporter.models.examples import Feeds
 from exporter.stages import Built, Context, read_facts, run_stage, write_facts
 from exporter.target import Target
+
+
+def refuse_runtime(target: Target, reference: OnnxModel) -> None:
+    """Refuse a profile whose runtime takes no candidate, before hours are spent on them.
+
+    Opset, IR version and operators of the reference are those of every candidate: what makes one
+    adds to them and takes nothing away.
+
+    Raises:
+        ProfileError: the runtime that the profile names would refuse the reference.
+    """
+    from exporter.graph.support import examine, named
+
+    version = target.runtime_version
+    if version is None:
+        return
+    support = examine(reference)
+    refused = support.refused_by(version)
+    if not refused:
+        return
+    oldest = support.oldest
+    remedy = refused[0].remedy if oldest is None else f'set runtime_version = "{oldest}" or later.'
+    raise ProfileError(
+        f"target {target.name}",
+        f"runtime_version must take this model, which has {named(refused)}",
+        got=version,
+        remedy=remedy,
+    )
 
 
 def fit_runtime(
@@ -25,8 +54,8 @@ def fit_runtime(
         Facts about model.ort, None where the profile asks for none.
 
     Raises:
-        ExportError: the runtime that the profile names would refuse a file, it does not convert, or
-            model.ort answers otherwise than model.onnx.
+        RuntimeTooOld: the runtime that the profile names would refuse a file.
+        ExportError: it does not convert, or model.ort answers otherwise than model.onnx.
     """
     from exporter.graph.ort_format import ORT_FILE, PLATFORMS, add_ort_format
     from exporter.graph.support import demand, examine, examine_ort

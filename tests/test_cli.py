@@ -56,11 +56,13 @@ def test_export_check_and_json(made: dict[str, Path]) -> None:
     assert first.returncode == codes[report["verdict"]], first.stderr
     assert "Traceback" not in first.stderr
     assert "verdict" in first.stderr  # the table goes beside, not into, the JSON
+    assert f"report: {out / 'report.html'}" in first.stderr
 
     checked = run("check", out, cache=made["cache"])
     assert checked.returncode in (0, 1, 3), checked.stderr
     for word in ("accuracy drop", "latency ratio", "size on disk"):
         assert word in checked.stdout
+    assert "report.html" not in checked.stdout  # that one is of the export
     strict = chain.quick_target(disk_size_mib=1e-6)
     profile = made["root"] / "strict.toml"
     profile.write_text(to_toml(strict.model_dump(mode="json", exclude_none=True)))
@@ -242,3 +244,26 @@ def test_a_stopped_run_says_so_and_leaves_the_old_artifact(
     assert "Traceback" not in rest
     assert not out.exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
+
+
+# Python has taken its handlers back when it removes what modules hold.
+LATE = """
+import os, signal, sys
+class Late:
+    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGINT):
+        kill(me, number)
+late = Late()
+from exporter.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("mobile", 0), ("moblie", 2)])
+def test_a_late_stop_does_not_change_the_outcome(name: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, "targets", name],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr

@@ -38,6 +38,7 @@ TOP = (
     "pipeline",
     "evidence",
     "remains",
+    "checked_devices",
     "recheck",
     "running",
     "mismatches",

@@ -190,3 +190,13 @@ def test_feeds_that_are_no_batch_get_one_message(
     np.savez(tmp_path / "in.npz", **arrays)
     with pytest.raises(DataError, match="same batch"):
         run(signed["result"].directory, input_file=tmp_path / "in.npz")
+
+
+@pytest.mark.parametrize("token", [-1, 10**8])
+def test_tokens_that_the_model_does_not_know_are_refused(
+    writer: Path, tmp_path: Path, token: int
+) -> None:
+    feeds = tmp_path / "in.npz"
+    np.savez(feeds, input_ids=np.array([[3, token, 5]]))
+    with pytest.raises(DataError, match=rf"must be tokens of the model, 0 to \d+, got {token};"):
+        run(writer, input_file=feeds)

@@ -10,7 +10,7 @@ import pytest
 
 import exporter
 from exporter.artifact import load_artifact
-from exporter.errors import ExporterError
+from exporter.errors import ExporterError, ProfileError
 from exporter.graph.ort_format import OPERATORS_FILE, ORT_FILE, operator_names
 from exporter.graph.support import Need, Support
 from exporter.supporting import fit_runtime
@@ -118,12 +118,27 @@ def test_verify_notices_a_changed_or_missing_ort_file(tmp_path: Path) -> None:
 
 def test_a_release_that_is_too_old_is_refused_by_name(tmp_path: Path) -> None:
     """The exporter writes IR version 10 and opset 20; 1.17 opens IR version 9 at most."""
-    with pytest.raises(ExporterError) as caught:
+    with pytest.raises(ProfileError) as caught:
         _export("bert", tmp_path, runtime_version="1.16.3")
     told = str(caught.value)
-    assert "must run on onnxruntime 1.16.3 (runtime_version)" in told
+    assert told.startswith("target mobile: runtime_version must take this model")
     assert "graph: opset 20, which came with 1.17" in told
     assert "graph: IR version 10, which came with 1.18" in told
+    assert told.endswith('got 1.16.3; set runtime_version = "1.18" or later.')
+    assert not (tmp_path / "cache" / "quantized").exists()  # before a candidate is made
+
+
+def test_a_release_that_takes_no_candidate_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 4-bit weights of an older .onnx file, which is itself taken."""
+    monkeypatch.setattr("exporter.pipeline.refuse_runtime", lambda target, reference: None)
+    with pytest.raises(ProfileError) as caught:
+        _export("bert", tmp_path, runtime_version="1.16.3")
+    told = str(caught.value)
+    assert told.startswith("target mobile: runtime_version must take a candidate of the recipe")
+    assert "dynamic-int8: model.onnx: must run on onnxruntime 1.16.3" in told
+    assert "another quantization" in told
 
 
 def test_a_release_that_takes_it_is_told(tmp_path: Path) -> None:

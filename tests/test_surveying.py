@@ -23,6 +23,7 @@ from exporter.errors import (
     DeviceTimeout,
     InputError,
 )
+from exporter.progress import Silent
 from exporter.running import run
 from exporter.target import Target
 from tests import chain
@@ -73,6 +74,26 @@ def test_devices_are_asked_judged_and_told(made: dict[str, Any]) -> None:
     for name in ("report.html", "report.md"):
         assert "cortex-a53" in (result.directory / name).read_text(encoding="utf-8")
     assert exporter.verify(result.directory).sound
+
+
+class Notes(Silent):
+    """Progress that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_an_export_says_which_devices_were_not_asked(made: dict[str, Any]) -> None:
+    out, notes = made["root"] / "noted", Notes()
+    exporter.export(**made["inputs"], out=out, devices=False, progress=notes)
+    told = "\n".join(notes.told)
+    assert "local was not asked: devices were left out (--no-devices)" in told
+    assert f"{MISSING} was not asked" in told
+    assert "device_difference" in told
+    assert "not judged, since no device told" in told
 
 
 def test_a_required_device_that_is_missing_never_passes(made: dict[str, Any]) -> None:
@@ -162,6 +183,28 @@ def test_check_asks_what_it_is_told_to(made: dict[str, Any]) -> None:
         exporter.check(out, on=["lokal"], cache=cache)
     with pytest.raises(ArtifactError, match="not in this machine's cache"):
         exporter.check(out, on=["local"], cache=made["root"] / "empty")
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        ("lokal", "lokal: unknown device 'lokal'; did you mean 'local'"),
+        ("arm64:cortex-a54", "did you mean 'arm64:cortex-a53'"),
+        ("ssh://pi@", "must be ssh://user@host"),
+        (MISSING, f"{MISSING}: cannot be used here"),
+    ],
+)
+def test_a_device_that_cannot_be_asked_is_refused_before_any_work(
+    made: dict[str, Any], monkeypatch: pytest.MonkeyPatch, on: str, said: str
+) -> None:
+    def scored(*_: object, **__: object) -> None:
+        raise AssertionError("scored first")
+
+    monkeypatch.setattr("exporter.recheck.answers", scored)
+    with pytest.raises(InputError) as caught:
+        exporter.check(made["result"].directory, on=["local", on], cache=made["inputs"]["cache"])
+    assert said in str(caught.value)
+    assert "--on" not in str(caught.value)
 
 
 def test_nobody_is_connected_to_unasked(

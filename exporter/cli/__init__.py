@@ -12,7 +12,7 @@ from exporter.cli import making  # isort: skip  (the order of commands in --help
 from exporter.cli import artifacts, devices
 from exporter.cli.options import app
 from exporter.errors import EXIT_USAGE, InputError, Interrupted
-from exporter.exits import fail
+from exporter.exits import fail, settle
 
 __all__ = ["app", "artifacts", "devices", "main", "making"]
 
@@ -21,7 +21,14 @@ _STOPPED = 130  # what Typer makes of Ctrl-C
 
 def main() -> None:
     """Entry point of the `exporter` command."""
-    as_json = "--json" in sys.argv
+    try:
+        code = _called("--json" in sys.argv)
+    finally:
+        settle()
+    sys.exit(code)
+
+
+def _called(as_json: bool) -> int:
     try:
         code = app(prog_name="exporter", standalone_mode=False)
     except TyperException as error:
@@ -31,7 +38,7 @@ def main() -> None:
     if code == _STOPPED:
         stopped = Interrupted("exporter", "stopped", remedy="run it again.")
         fail(stopped, stopped.exit_code, as_json)
-    sys.exit(code or 0)
+    return code or 0
 
 
 def _misused(error: TyperException, as_json: bool) -> NoReturn:

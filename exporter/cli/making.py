@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from exporter.cli.options import (
     Column_,
@@ -105,7 +104,7 @@ def export(
             devices=devices,
             progress=progress_for(stderr()),
         )
-        finish(result, as_json)
+        finish(result, as_json, page=result.directory / "report.html")
 
 
 @app.command(epilog="Example:\n\n`exporter plan ./my-model --target mobile --data reviews.jsonl`")
@@ -142,7 +141,7 @@ def plan(
         if as_json:
             print_json(made.to_json())
         else:
-            Console().print(made.to_text(), markup=False, highlight=False, soft_wrap=True)
+            typer.echo(made.to_text())
 
 
 @app.command(

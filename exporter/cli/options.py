@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from exporter.errors import InputError
-from exporter.exits import print_json
+from exporter.exits import print_json, settle
 
 app = typer.Typer(
     name="exporter",
@@ -97,16 +98,21 @@ def columns_of(pairs: list[str] | None) -> dict[str, str]:
     return columns
 
 
-def finish(result: Any, as_json: bool) -> None:
-    """Print what a run or a check came to, and leave with its exit code."""
+def finish(result: Any, as_json: bool, *, page: Path | None = None) -> None:
+    """Print what a run or a check came to, and leave with its exit code.
+
+    Args:
+        page: the report that was written of it, if one was.
+    """
     from exporter.report.terminal import print_summary
 
+    settle()
     if as_json:
         print_json(result.report.to_json())
         console = stderr()
     else:
         console = Console()
-    print_summary(result.report, console, artifact=result.directory)
+    print_summary(result.report, console, artifact=result.directory, page=page)
     sys.exit(result.exit_code)
 
 

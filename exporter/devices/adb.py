@@ -71,7 +71,7 @@ class Adb(RemoteDevice):
         if not _FAILED.search(stderr):
             return None
         return DeviceMissing(
-            f"--on {self.traits.name}",
+            self.traits.name,
             "it must be reached by adb",
             got=last_line(stderr),
             remedy=f"`adb -s {self.serial} shell true` must work.",
@@ -82,7 +82,8 @@ class AdbKind(DeviceKind):
     """`adb:SERIAL`."""
 
     name = "adb"
-    summary = "adb:SERIAL, an Android device with a Python and onnxruntime: milliseconds, answers"
+    summary = "an Android device with a Python and onnxruntime: milliseconds, answers"
+    pattern = "adb:SERIAL"
 
     def missing(self, option: str) -> tuple[Missing, ...]:
         """The client."""
@@ -103,14 +104,14 @@ class AdbKind(DeviceKind):
         """
         if not re.fullmatch(r"[^\s-]\S*", option):
             raise InputError(
-                f"--on adb:{option}",
+                f"adb:{option}",
                 "must be adb:SERIAL",
                 remedy=f"take the serial from `adb devices`: {_connected()}.",
             )
         listed = _listed()
         if option not in listed:
             raise DeviceMissing(
-                f"--on adb:{option}",
+                f"adb:{option}",
                 "adb must know the device",
                 got=_connected(listed),
                 remedy="plug it in and allow USB debugging in its developer options, or run "
@@ -119,7 +120,7 @@ class AdbKind(DeviceKind):
         state, model = listed[option]
         if state != _USABLE:
             rule, remedy = _REMEDIES.get(state, ("it must be usable", "see `adb devices`."))
-            raise DeviceMissing(f"--on adb:{option}", rule, got=state, remedy=remedy)
+            raise DeviceMissing(f"adb:{option}", rule, got=state, remedy=remedy)
         device = Adb(option, settings)
         device.probe()
         device.traits = replace(device.traits, title=model or device.traits.title)

@@ -88,8 +88,8 @@ class Arm64Kind(DeviceKind):
     def install(self, progress: Progress) -> None:
         """Fetch the emulator, a userland, and the wheels."""
         install_emulator(progress)
-        with progress.stage("fetch the userland for arm64"):
-            install("arm64", _contents(), _userland)
+        stage = progress.stage("fetch the userland for arm64")
+        install("arm64", _contents(), _userland, stage)
 
 
 def installed_root() -> Path | None:

@@ -103,8 +103,8 @@ def install_board(progress: Progress) -> None:
     arm64.KIND.install(progress)
     userland = arm64.installed_root()
     assert userland is not None
-    with progress.stage("fetch the board"):
-        install("board", _contents(userland), lambda folder: _make(folder, userland))
+    stage = progress.stage("fetch the board")
+    install("board", _contents(userland), lambda folder: _make(folder, userland), stage)
 
 
 def make_image(

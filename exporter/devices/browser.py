@@ -167,7 +167,7 @@ def _with_adapter(device: Browser, *, software: bool) -> Browser:
     adapter = device.facts()["webgpu"]
     if adapter is None or (adapter["software"] and not software):
         raise DeviceMissing(
-            f"--on {device.traits.name}",
+            device.traits.name,
             "no WebGPU adapter" + (" but one in software" if adapter else ""),
             remedy="use a machine whose Chromium shows WebGPU at chrome://gpu, or browser:phone.",
         )

@@ -83,6 +83,11 @@ class Job:
     repeats: int = 3
     threads: int = 1
 
+    @property
+    def model_mib(self) -> float:
+        """Size of the model's files: what tells candidate and reference apart in a log."""
+        return sum(p.stat().st_size for p in self.model.glob("model.onnx*")) / (1 << 20)
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -147,11 +152,14 @@ class DeviceKind(ABC):
         name: such as `arm64`.
         summary: one line for `exporter devices`.
         options: what may stand after the colon, the default first; () when nothing or anything may.
+        pattern: what is asked for where anything may, such as `adb:SERIAL`. What lacks here is the
+            client alone then: whether the device is there shows when it is asked.
     """
 
     name: str
     summary: str
     options: tuple[str, ...] = ()
+    pattern: str = ""
 
     @abstractmethod
     def missing(self, option: str) -> tuple[Missing, ...]:
@@ -169,11 +177,10 @@ class DeviceKind(ABC):
             DeviceMissing: it is not usable here.
         """
 
-    def install(self, progress: Progress) -> None:
+    def install(self, progress: Progress) -> None:  # noqa: B027  (most have nothing to fetch)
         """Fetch what can be fetched without root into the user's cache; done twice, done once.
 
         Raises:
             DeviceError: a download failed or is not what its hash says.
             DeviceMissing: something only root can install is needed.
         """
-        progress.note(f"{self.name}: nothing to fetch")

@@ -45,8 +45,7 @@ def install_emulator(progress: Progress) -> None:
         DeviceError: a download failed.
         DeviceMissing: there is no apt.
     """
-    with progress.stage("fetch the emulator"):
-        install("qemu-user", _CONTENTS, _emulator)
+    install("qemu-user", _CONTENTS, _emulator, progress.stage("fetch the emulator"))
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         progress.note(

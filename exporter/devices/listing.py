@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,19 +12,25 @@ from exporter.devices.registry import kind_of, kinds
 from exporter.errors import DeviceMissing
 from exporter.progress import Progress
 
+WIDTH = 80
+_INDENT = 26  # of what stands beside a kind and its state
+
 
 @dataclass(frozen=True)
 class Listed:
     """One kind of device, and what keeps it from being used.
 
     Attributes:
-        names: what can be asked for, the default first.
+        names: what can be asked for, the default first; of a device that a client reaches, the
+            pattern.
+        client: what is known is that its client is here, not that there is a device.
     """
 
     kind: str
     summary: str
     names: tuple[str, ...]
     missing: tuple[Missing, ...]
+    client: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -33,7 +40,13 @@ class Listed:
 def listed() -> list[Listed]:
     """Every kind of device, as it stands here."""
     return [
-        Listed(kind.name, kind.summary, _names(kind), kind.missing(_default(kind)))
+        Listed(
+            kind.name,
+            kind.summary,
+            _names(kind),
+            kind.missing(_default(kind)),
+            bool(kind.pattern),
+        )
         for kind in kinds()
     ]
 
@@ -61,7 +74,8 @@ def install(names: Sequence[str], progress: Progress) -> tuple[str, bool]:
                 continue
             lacks = kind.missing(_default(kind))
         told += [f"{kind.name}: {m.what} is missing; {m.remedy}" for m in lacks]
-        told += [] if lacks else [f"{kind.name}: ready"]
+        ready = "its client is here; the device must be reached" if kind.pattern else "ready"
+        told += [] if lacks else [f"{kind.name}: {ready}"]
         whole = whole and not (lacks if names else [m for m in lacks if m.installable])
     return "\n".join(told), whole
 
@@ -70,11 +84,21 @@ def as_text(rows: Sequence[Listed]) -> str:
     """A few lines a kind: what it is, what it is asked for by, and whether it can be used."""
     lines = []
     for row in rows:
-        state = "usable" if not row.missing else "not usable here"
-        lines.append(f"{row.kind:<9} {state:<16} {row.summary}")
-        lines.append(f"{'':<9} {' '.join(row.names)}")
-        lines += [f"{'':<9} missing: {m.what}; {m.remedy}" for m in row.missing]
+        state = "client is here" if row.client else "usable"
+        state = "not usable here" if row.missing else state
+        told = [row.summary, " ".join(row.names)]
+        told += [f"missing: {m.what}; {m.remedy}" for m in row.missing]
+        first, *more = (line for text in told for line in _wrapped(text))
+        lines.append(f"{row.kind:<9} {state:<15} {first}")
+        lines += [f"{'':<{_INDENT}}{line}" for line in more]
+    if any(row.client and not row.missing for row in rows):
+        lines += ["", "client is here: whether a device is there too shows when it is asked."]
     return "\n".join(lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines beside the two columns; a name or a command's word is never cut."""
+    return textwrap.wrap(text, WIDTH - _INDENT, break_long_words=False, break_on_hyphens=False)
 
 
 def _default(kind: DeviceKind) -> str:
@@ -82,4 +106,6 @@ def _default(kind: DeviceKind) -> str:
 
 
 def _names(kind: DeviceKind) -> tuple[str, ...]:
+    if kind.pattern:
+        return (kind.pattern,)
     return tuple(f"{kind.name}:{option}" for option in kind.options) or (kind.name,)

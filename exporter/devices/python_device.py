@@ -46,7 +46,9 @@ class PythonDevice(Device):
     def run(self, job: Job, *, timeout_s: float, progress: Progress | None = None) -> Ran:
         """Do `job` there; see `Device.run`."""
         with (
-            (progress or Silent()).stage(f"run on {self.traits.name}"),
+            (progress or Silent()).stage(
+                f"run the {job.model_mib:.3g} MiB model on {self.traits.name}"
+            ),
             tempfile.TemporaryDirectory(prefix="exporter-") as temporary,
         ):
             folder = Path(temporary)

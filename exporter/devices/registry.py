@@ -59,7 +59,7 @@ def open_device(name: str, settings: Mapping[str, Any] | None = None) -> Device:
     lacks = kind.missing(option)
     if lacks:
         raise DeviceMissing(
-            f"--on {name}",
+            name,
             "cannot be used here: " + ", ".join(m.what for m in lacks) + " is missing",
             remedy="run " + " and ".join(dict.fromkeys(m.remedy for m in lacks)) + ".",
         )
@@ -70,7 +70,7 @@ def _unknown(name: str, part: str, known: list[str]) -> InputError:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return InputError(
-        f"--on {name}",
+        name,
         f"unknown device '{part}'",
         remedy=f"{hint}known: {', '.join(known)}; see exporter devices.",
     )

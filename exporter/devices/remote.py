@@ -36,6 +36,7 @@ _START = (
     'exec(compile(sys.stdin.buffer.read(n), "carrier.py", "exec"), {"__name__": "__main__"})'
 )
 _NO_SUCH_COMMAND = (126, 127)
+_NAME_PYTHON = "name its interpreter: --python PATH, or python in the profile's entry"
 _ALARMED = 128 + signal.SIGALRM  # the carrier's time was over before the runner began
 
 
@@ -138,11 +139,11 @@ class RemoteDevice(PythonDevice):
             pip = f"{self.python} -m pip install onnxruntime numpy"
             command = "pkg install python-numpy python-onnxruntime" if hello["android"] else pip
             raise DeviceMissing(
-                f"--on {self.traits.name}",
+                self.traits.name,
                 f"its Python {hello['python']} must have onnxruntime and numpy",
                 got=f"no {' and no '.join(lacks)}",
                 remedy=f"run there: {command}; or make a virtual environment there that has them, "
-                "and name its interpreter as python in the device's settings.",
+                f"and {_NAME_PYTHON}.",
             )
 
     def _silent(self, heard: _Heard, timeout_s: float) -> ExporterError:
@@ -154,10 +155,10 @@ class RemoteDevice(PythonDevice):
             return reason
         if "exporter needs Python" in last or heard.status in _NO_SUCH_COMMAND:
             return DeviceMissing(
-                f"--on {name}",
+                name,
                 f"`{self.python}` must start Python 3.10 or newer there",
                 got=last or f"exit code {heard.status}",
-                remedy="install one, or name its interpreter as python in the device's settings.",
+                remedy=f"install one, or {_NAME_PYTHON}.",
             )
         return ended(name, heard.status, heard.stderr)
 

@@ -51,7 +51,7 @@ class Ssh(RemoteDevice):
         if status != _FAILED:
             return None
         text = stderr.lower()
-        where = f"--on {self.traits.name}"
+        where = self.traits.name
         host = self.place.rpartition("@")[2]
         if "identification has changed" in text:
             return DeviceMissing(
@@ -106,7 +106,8 @@ class SshKind(DeviceKind):
     """`ssh://user@host:port`."""
 
     name = "ssh"
-    summary = "ssh://user@host:port, a machine with Python and onnxruntime: milliseconds, answers"
+    summary = "a machine with Python and onnxruntime, over ssh: milliseconds, answers"
+    pattern = "ssh://user@host:port"
 
     def missing(self, option: str) -> tuple[Missing, ...]:
         """The client."""
@@ -126,7 +127,7 @@ class SshKind(DeviceKind):
         """
         if not _PLACE.fullmatch(option):
             raise InputError(
-                f"--on ssh://{option}",
+                f"ssh://{option}",
                 "must be ssh://user@host or ssh://user@host:port",
                 remedy="name the machine, such as ssh://pi@raspberrypi.local.",
             )

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,31 @@ def installed(name: str, contents: Mapping[str, Any]) -> Path | None:
     return found if found.is_dir() else None
 
 
-def install(name: str, contents: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+def install(
+    name: str,
+    contents: Mapping[str, Any],
+    make: Callable[[Path], None],
+    stage: AbstractContextManager[object] | None = None,
+) -> Path:
     """The installation `name`, made by `make` in an empty directory unless it is there.
 
     One that was cut leaves nothing that counts as installed. Two at once make it one after the
     other, so that the second finds it.
 
+    Args:
+        stage: entered when it is not there, to show that something is fetched.
+
     Raises:
         OutputError: the disk is full, or the cache cannot be written.
     """
     target = place(name, contents)
+    if not target.is_dir():
+        with stage or nullcontext():
+            _install(target, make)
+    return target
+
+
+def _install(target: Path, make: Callable[[Path], None]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.with_suffix(".lock").open("w") as lock:
@@ -65,4 +81,3 @@ def install(name: str, contents: Mapping[str, Any], make: Callable[[Path], None]
                     shutil.rmtree(new, ignore_errors=True)
     except OSError as error:
         raise explained_os_error(error, target, remedy="or set EXPORTER_CACHE.") from error
-    return target

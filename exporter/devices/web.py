@@ -60,7 +60,7 @@ class WebDevice(Device):
         """Do `job` there; see `Device.run`."""
         name = self.traits.name
         with (
-            (progress or Silent()).stage(f"run on {name}"),
+            (progress or Silent()).stage(f"run the {job.model_mib:.3g} MiB model on {name}"),
             tempfile.TemporaryDirectory(prefix="exporter-") as temporary,
         ):
             folder = Path(temporary).resolve()
@@ -189,8 +189,7 @@ def install_web(kind: str, progress: Progress) -> None:
             if path.name not in _KEPT:
                 path.unlink()
 
-    with progress.stage(f"install {kind}"):
-        install("web", _contents(), make)
+    install("web", _contents(), make, progress.stage(f"install {kind}"))
 
 
 def _packages() -> Path:

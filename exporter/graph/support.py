@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ExportError, ModelError
+from exporter.errors import ModelError, RuntimeTooOld
 from exporter.graph.model import OnnxModel
 from exporter.graph.releases import (
     ATTRIBUTES,
@@ -112,15 +112,19 @@ def demand(support: Support, version: str, place: str) -> None:
     """Refuse a file that onnxruntime `version` would refuse.
 
     Raises:
-        ExportError: it needs something newer; every need is named.
+        RuntimeTooOld: it needs something newer; every need is named.
     """
     refused = support.refused_by(version)
     if refused:
-        told = "; ".join(f"{need.operator}: {need.what}, {need.came}" for need in refused)
-        raise ExportError(
-            f"{place}: must run on onnxruntime {version} (runtime_version), got {told}; "
+        raise RuntimeTooOld(
+            f"{place}: must run on onnxruntime {version} (runtime_version), got {named(refused)}; "
             f"{refused[0].remedy}"
         )
+
+
+def named(needs: Iterable[Need]) -> str:
+    """Each need, and since when there is such a thing."""
+    return "; ".join(f"{need.operator}: {need.what}, {need.came}" for need in needs)
 
 
 def examine(model: OnnxModel) -> Support:
@@ -214,7 +218,7 @@ def _form_needs(name: str, operator: Operator) -> Iterator[Need]:
 
 
 def _graph_need(what: str, value: int, table: dict[int, int]) -> Need:
-    remedy = f"export with an earlier {what}, or name a later runtime_version."
+    remedy = f"name a later runtime_version, or give an .onnx file of an earlier {what}."
     return Need("graph", f"{what} {value}", first_release(table, value), remedy)
 
 

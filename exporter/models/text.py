@@ -173,6 +173,31 @@ def require_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], role
                 )
 
 
+def vocabulary_size(config: dict[str, Any]) -> int | None:
+    """How many tokens the model knows; None where its configuration does not say."""
+    found = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return found if isinstance(found, int) else None
+
+
+def refuse_unknown_tokens(feeds: Feeds, config: dict[str, Any], place: str) -> None:
+    """Refuse token ids that the model does not know: below 0 it would count from the end.
+
+    Raises:
+        DataError: one is below 0 or not in the vocabulary.
+    """
+    ids, vocabulary = feeds.get("input_ids"), vocabulary_size(config)
+    if ids is None or vocabulary is None or not ids.size:
+        return
+    wrong = ids[(ids < 0) | (ids >= vocabulary)]
+    if wrong.size:
+        raise DataError(
+            place,
+            f"input_ids must be tokens of the model, 0 to {vocabulary - 1}",
+            got=wrong.flat[0],
+            remedy="make them with the tokenizer that lies beside the model.",
+        )
+
+
 def example_text_feeds(
     config: dict[str, Any], tokenizer: Any, *, batch: int, length: int, types: bool
 ) -> Feeds:
@@ -181,7 +206,7 @@ def example_text_feeds(
     Raises:
         ModelError: neither configuration nor tokenizer tells the size of the vocabulary.
     """
-    vocabulary = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    vocabulary = vocabulary_size(config)
     if not vocabulary and tokenizer is not None:
         vocabulary = len(tokenizer)
     if not vocabulary:

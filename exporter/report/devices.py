@@ -10,8 +10,9 @@ from exporter.report.wording import ABSENT, number, plain, with_unit
 
 METRICS = (
     "runs",
+    "required",
     "float32 reference differs by",
-    "answers that flip",
+    "flips from the reference",
     "top 5 shared",
     "cosine to the reference",
     "score",
@@ -41,9 +42,7 @@ class DeviceTable:
 
 def device_table(readings: Sequence[Mapping[str, Any]]) -> DeviceTable:
     """The readings of a report as a table: device × metric."""
-    names = tuple(
-        plain(r.get("device")) + (" (required)" if r.get("required") else "") for r in readings
-    )
+    names = tuple(plain(r.get("device")) for r in readings)
     columns = [_cells(reading) for reading in readings]
     rows = tuple(
         (metric, tuple(cells))
@@ -57,8 +56,9 @@ def device_table(readings: Sequence[Mapping[str, Any]]) -> DeviceTable:
 def _cells(reading: Mapping[str, Any]) -> tuple[str, ...]:
     """One device in words, cell by cell as METRICS names them."""
     runs = _RUNS.get(str(reading.get("status")), "?")
+    required = "yes" if reading.get("required") else ABSENT
     if reading.get("status") != "ran":
-        return (runs, *[ABSENT] * (len(METRICS) - 1))
+        return (runs, required, *[ABSENT] * (len(METRICS) - 2))
     here, there = _part(reading, "here"), _part(reading, "there")
     before, after = _part(reading, "reference"), _part(reading, "candidate")
     unit, ratio = reading.get("unit"), None
@@ -66,6 +66,7 @@ def _cells(reading: Mapping[str, Any]) -> tuple[str, ...]:
         ratio = after["answer"] / before["answer"]
     return (
         runs,
+        required,
         number(reading.get("float_difference"), 2),
         _both(_flips(there), _flips(here)),
         _both(_percent(there.get("top_k")), _percent(here.get("top_k"))),
@@ -84,8 +85,10 @@ def _part(reading: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _both(there: str, here: str) -> str:
-    """A figure of the device, and the same here where it differs."""
-    return there if there == here or here == ABSENT else f"{there}, here {here}"
+    """A figure of the device and the same here: what is judged is the difference."""
+    if here == ABSENT:
+        return there
+    return f"{there}, as here" if there == here else f"{there}, here {here}"
 
 
 def _between(reading: Mapping[str, Any]) -> str:

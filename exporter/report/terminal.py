@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exporter.report.devices import device_table
+from exporter.report.devices import DeviceTable, device_table
 from exporter.report.document import Report
 from exporter.report.rows import BudgetRow, budget_rows
 from exporter.report.wording import VERDICT_MARKS, plain
@@ -27,11 +27,14 @@ Said = Callable[..., Text]
 _ASCII_HEAD = box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
 
 
-def print_summary(report: Report, console: Console, artifact: Path | None = None) -> None:
+def print_summary(
+    report: Report, console: Console, artifact: Path | None = None, page: Path | None = None
+) -> None:
     """Print the verdict on `console`, and as the last line the sentence why.
 
     Args:
         artifact: the directory that ships.
+        page: the same for a browser.
     """
     rich, said = voice(console)
     console.print()
@@ -43,8 +46,8 @@ def print_summary(report: Report, console: Console, artifact: Path | None = None
     console.print()
     if artifact is not None:
         console.print(said(f"artifact: {artifact}", "dim"), soft_wrap=True)
-        if (artifact / "report.html").is_file():
-            console.print(said(f"report:   {artifact / 'report.html'}", "dim"), soft_wrap=True)
+    if page is not None:
+        console.print(said(f"report: {page}", "dim"), soft_wrap=True)
     console.print(said(report.summary), soft_wrap=not console.is_terminal)
 
 
@@ -82,17 +85,38 @@ def bare_table(rich: bool) -> Table:
 def print_devices(
     readings: Sequence[Mapping[str, Any]], console: Console, rich: bool, said: Said
 ) -> None:
-    """Print device × metric, and what else there is to say of each device."""
+    """Print device × metric, and what else there is to say of each device.
+
+    Devices that do not fit beside each other stand below each other.
+    """
     found = device_table(readings)
-    table = bare_table(rich)
-    table.add_column("on devices", overflow="fold")
-    for name in found.devices:
-        table.add_column(said(name), justify="right", overflow="fold")
-    for metric, cells in found.rows:
-        table.add_row(said(metric), *map(said, cells))
-    console.print(table)
+    for columns in _side_by_side(found, console.width):
+        table = bare_table(rich)
+        table.add_column("on devices", overflow="fold")
+        for i in columns:
+            table.add_column(said(found.devices[i]), justify="right", overflow="fold")
+        for metric, cells in found.rows:
+            table.add_row(said(metric), *(said(cells[i]) for i in columns))
+        console.print(table)
+        if columns[-1] + 1 < len(found.devices):
+            console.print()
     for name, note in found.notes:
         console.print(said(f"{name}: {note}", "dim"), soft_wrap=not console.is_terminal)
+
+
+def _side_by_side(table: DeviceTable, width: int) -> list[list[int]]:
+    """The devices in groups, each no wider than `width` unless it is of one device."""
+    first = max(len(metric) for metric, _ in table.rows)
+    groups: list[list[int]] = []
+    left = 0
+    for i, name in enumerate(table.devices):
+        needed = max(len(name), *(len(cells[i]) for _, cells in table.rows)) + 1
+        if not groups or needed > left:
+            groups.append([])
+            left = width - first
+        groups[-1].append(i)
+        left -= needed
+    return groups
 
 
 def _table(rows: tuple[BudgetRow, ...], rich: bool, said: Said, *, width: int) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 import time
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from rich.console import Console
 
 from exporter.devices import wire
 from exporter.devices.device import Job
 from exporter.devices.process import run_process
 from exporter.devices.python_device import PythonDevice
 from exporter.devices.registry import kind_of, kinds, open_device
+from exporter.display import progress_for
 from exporter.errors import (
     DeviceCpu,
     DeviceDisk,
@@ -45,6 +48,18 @@ def test_answers_are_the_hosts_and_the_cost_is_taken_after_one_run(tmp_path: Pat
     assert (ran.peak_mib or 0) > 1
     assert (ran.heap_mib or 0) > 0
     assert ran.classes == {}  # nobody counted
+
+
+def test_a_log_tells_the_two_models_of_a_device_apart(tmp_path: Path) -> None:
+    file = io.StringIO()
+    shown = progress_for(Console(file=file))
+    for name, size in (("candidate", 8), ("reference", 512)):
+        job = Job(product(tmp_path / name, size).directory, (), None)
+        open_device("local").run(job, timeout_s=60, progress=shown)
+    first, second = file.getvalue().splitlines()
+    assert first.endswith("MiB model on local ...")
+    assert "the 1 MiB model" in second
+    assert first != second
 
 
 def test_a_language_model_reads_and_writes_with_its_cache(tmp_path: Path) -> None:

@@ -40,11 +40,18 @@ class Page(HTMLParser):
         self.text += data
 
 
-def shown(report: Report, *, width: int = 80, terminal: bool = False, **options: object) -> str:
+def shown(
+    report: Report,
+    *,
+    width: int = 80,
+    terminal: bool = False,
+    page: Path | None = None,
+    **options: object,
+) -> str:
     file = io.StringIO()
     options.setdefault("legacy_windows", False)
     console = Console(file=file, width=width, force_terminal=terminal, **options)  # type: ignore[arg-type]
-    print_summary(report, console, artifact=Path("dist/x-mobile"))
+    print_summary(report, console, artifact=Path("dist/x-mobile"), page=page)
     return file.getvalue()
 
 
@@ -217,6 +224,46 @@ def test_the_last_line_is_the_reason() -> None:
     """A pipeline's log ends with why, not with where."""
     for report in (samples.failing(), samples.inconclusive(), samples.passing()):
         assert shown(report).rstrip().splitlines()[-1] == ascii_of(report.summary)
+
+
+def test_only_a_report_that_was_written_is_named() -> None:
+    """A check writes none: the one in the artifact is of the export."""
+    assert "report:" not in shown(samples.passing())
+    page = Path("dist/x-mobile/report.html")
+    assert f"report: {page}" in shown(samples.passing(), page=page)
+
+
+def _reading(device: str, **changes: object) -> dict[str, object]:
+    told = {"decisions": 791, "flips": 56, "cosine": 0.9996}
+    figures = {"status": "ran", "float_difference": 3.8e-6, "there": told, "here": told}
+    return {"device": device, "required": False, **figures, **changes}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_many_devices_fit_into_80_columns(terminal: bool) -> None:
+    names = ["arm64:cortex-a53", "arm64:cortex-a76", "x86-64:haswell", "browser:phone", "local"]
+    readings = tuple(_reading(name, required=True) for name in names)
+    report = replace(samples.passing(), devices=readings)
+    text = shown(report, terminal=terminal, color_system=None)
+    lines = text.split("artifact:")[0].splitlines()
+    assert max(len(line) for line in lines) <= 80
+    heads = [line for line in lines if line.startswith("on devices")]
+    assert " ".join(heads).replace("on devices", "").split() == names
+    assert len([line for line in lines if line.startswith("required")]) == len(heads)
+
+
+def test_flips_on_a_device_stand_beside_those_here() -> None:
+    """The budget on a device's flips is on the difference, which may be none."""
+    less = {"decisions": 791, "flips": 50}
+    report = replace(
+        samples.passing(), devices=(_reading("local"), _reading("wasm", here=less, required=True))
+    )
+    text = shown(report, width=120)
+    (flips,) = [line for line in text.splitlines() if line.startswith("flips from")]
+    assert "56 of 791, as here" in flips
+    assert "56 of 791, here 50 of 791" in flips
+    (required,) = [line for line in text.splitlines() if line.startswith("required")]
+    assert required.split() == ["required", "-", "yes"]
 
 
 def ascii_of(text: str) -> str:
