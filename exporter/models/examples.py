@@ -196,8 +196,20 @@ def load_examples(directory: Path, role: type[R]) -> Examples[R]:
     """Read what `Examples.save` wrote, as examples of `role`.
 
     Raises:
-        DataError: they were saved as another role.
+        DataError: they were saved as another role, or by another version.
     """
+    try:
+        return _loaded(directory, role)
+    except KeyError as error:
+        raise DataError(
+            str(directory),
+            f"was prepared by another version: it has no {error}",
+            remedy="export again.",
+        ) from error
+
+
+def _loaded(directory: Path, role: type[R]) -> Examples[R]:
+    """See `load_examples`; a fact that is not there is a KeyError."""
     facts = json.loads((directory / "examples.json").read_text(encoding="utf-8"))
     if facts["role"] != role.name:
         raise DataError(

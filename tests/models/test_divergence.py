@@ -19,7 +19,7 @@ from exporter.models.source import resolve_source
 from exporter.models.splits import make_splits
 from exporter.models.tasks import get_task
 from exporter.models.tokens import divergence
-from tests import chain
+from tests import chain, tiny
 from tests.tiny import LABELS, checkpoint, label_of, sentences
 
 GENERATE, CLASSIFY = get_task("text-generation"), get_task("text-classification")
@@ -178,6 +178,15 @@ def test_slices_follow_the_rows_through_splits_and_disk(tmp_path: Path) -> None:
     # what divides the examples divides no split
     plain = make_splits(str(data), CLASSIFY)
     assert plain.test.ids == splits.test.ids
+
+
+def test_examples_of_another_version_are_refused(tmp_path: Path) -> None:
+    tiny.examples(Development).save(tmp_path)
+    facts = json.loads((tmp_path / "examples.json").read_text())
+    del facts["slices"]
+    (tmp_path / "examples.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="prepared by another version: it has no 'slices'"):
+        load_examples(tmp_path, Development)
 
 
 def test_a_slice_that_is_no_column_is_refused(tmp_path: Path) -> None:
