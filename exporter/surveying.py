@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from exporter.device_runs import cached, cached_smallest, settings_of
 from exporter.devices.device import Device, Job, Ran
+from exporter.devices.host import of_class
 from exporter.devices.registry import kind_of, open_device
 from exporter.devices.runner import fitted
 from exporter.errors import DeviceMissing, InputError
@@ -83,14 +84,17 @@ def check_names(target: Target) -> None:
 def counted(
     context: Context, reference: OnnxModel, candidate: OnnxModel, feeds: Feeds
 ) -> tuple[Reading, ...]:
-    """What the workload of both models costs on every device that counts instructions.
+    """What the workload of both models costs on every device of the class that counts instructions.
 
-    For choosing among candidates: no answers are compared.
+    For choosing among candidates: no answers are compared, and a CPU that is not the target's has
+    no say.
     """
     readings = []
     for one in asked(context.target) if context.devices else []:
         device = one.device
         if device is None or device.traits.cost != "instructions":
+            continue
+        if not of_class(device.traits.isa, device.traits.features, context.target):
             continue
         if not tells_cost(device, context.target):
             continue

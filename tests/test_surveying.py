@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import exporter
+from exporter import surveying
+from exporter.devices.device import Traits
 from exporter.errors import (
     ArtifactError,
     DeviceCpu,
@@ -345,3 +348,26 @@ def test_a_model_that_does_not_run_is_told_apart_from_a_device_that_does_not(
     assert found.report.devices[0]["status"] == status
     assert found.report.devices[0]["reason"] == "local: so it ended"
     assert found.verdict == verdict
+
+
+def test_a_cpu_of_another_class_has_no_say_in_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting takes minutes, and what is counted there says nothing of the target's kernels."""
+    target = _target({"name": "arm64:cortex-a53"}, {"name": "arm64:cortex-a76"})
+    assert target.features == ("neon", "fp16", "dotprod")
+    cpus = {"arm64:cortex-a53": ("neon",), "arm64:cortex-a76": (*target.features, "i8mm")}
+    devices = [
+        surveying.Asked(
+            entry,
+            SimpleNamespace(  # type: ignore[arg-type]
+                traits=Traits(entry.name, "", "arm64", cpus[entry.name], cost="instructions")
+            ),
+        )
+        for entry in target.devices
+    ]
+    monkeypatch.setattr(surveying, "asked", lambda _: devices)
+    monkeypatch.setattr(surveying, "_fitted", lambda *_: target.workload)
+    monkeypatch.setattr(surveying, "cached", lambda *_: None)
+    monkeypatch.setattr(surveying, "costs_only", lambda device, *_: device.traits.name)
+    context: Any = SimpleNamespace(target=target, devices=True)
+    model: Any = None
+    assert surveying.counted(context, model, model, {}) == ("arm64:cortex-a76",)

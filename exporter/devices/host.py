@@ -81,11 +81,15 @@ def host_description() -> dict[str, Any]:
     }
 
 
+def of_class(isa: str, features: Collection[str], target: Target) -> bool:
+    """True for a CPU of the target's ISA with all its features: what is counted there counts."""
+    return isa == target.isa and set(target.features) <= set(features)
+
+
 def matches(host: Mapping[str, Any], target: Target) -> bool:
     """True when a described machine has the target's ISA, features and as many cores as threads."""
     return bool(
-        host.get("isa") == target.isa
-        and set(target.features) <= set(host.get("features", ()))
+        of_class(host.get("isa", ""), host.get("features", ()), target)
         and host.get("cores", 0) >= target.threads
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.devices.device import Device, Job, Ran
-from exporter.devices.host import host_isa
+from exporter.devices.host import host_isa, of_class
 from exporter.devices.python_device import PythonDevice
 from exporter.errors import DeviceCpu, DeviceError, DeviceKilled, DeviceRefused
 from exporter.graph.model import OnnxModel
@@ -27,9 +27,11 @@ def tells_cost(device: Device, target: Target) -> bool:
 
     An emulated CPU of this machine's own kind is slow and tells little that time here does not.
     """
-    if device.traits.cost != "instructions" or target.budgets.instruction_ratio is not None:
+    traits = device.traits
+    if traits.cost != "instructions" or traits.isa != host_isa():
         return True
-    return device.traits.isa != host_isa()
+    judged = target.budgets.instruction_ratio is not None
+    return judged and of_class(traits.isa, traits.features, target)
 
 
 def costs_only(

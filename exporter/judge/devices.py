@@ -1,4 +1,8 @@
-"""Judge what devices told: one judgement a budget, of the device that comes off worst."""
+"""Judge what devices told: one judgement a budget, of the device that comes off worst.
+
+Answers must hold on every device that is asked. What running costs binds only on those of the
+target's class: another CPU has other kernels, and its figure says nothing of the target's.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from exporter.budget import DEVICE_FAILURES, Budget
+from exporter.devices.host import of_class
 from exporter.judge.latency import judge_latency
 from exporter.judge.reading import Reading, host_of
 from exporter.judge.verdict import FAIL, INCONCLUSIVE, Judgement, Verdict, judged
@@ -25,19 +30,21 @@ def judge_devices(readings: Sequence[Reading], target: Target, task: str) -> lis
     """One judgement for each budget on devices about which a device told something.
 
     What several devices told of one budget is judged by the worst. A required device that is
-    missing, or did not come to an end, leaves the verdict open whatever the others say.
+    missing, or did not come to an end, leaves the verdict open whatever the others say. Costs are
+    judged on devices of the target's class alone; without one they are not judged.
     """
     if not readings:
         return []
+    ours = [r for r in readings if of_class(r.isa, r.features, target)]
     found = []
     for budget in target.budgets.for_task(task):
         metric = budget.kind.metric
         if metric == DEVICE_FAILURES:
             judgement = _failures(budget, readings)
         elif metric == "instruction_ratio":
-            judgement = _instructions(budget, readings)
+            judgement = _instructions(budget, ours)
         elif metric == "board_memory_mib":
-            judgement = _memory(budget, readings)
+            judgement = _memory(budget, ours)
         elif metric == "latency_p95_ms":
             judgement = _p95(budget, readings, target)
         elif metric in _FIGURES:
@@ -68,12 +75,46 @@ def devices_not_judged(readings: Sequence[Reading], target: Target, task: str) -
         and budget.kind.metric not in judged_
         and (budget.kind.metric != DEVICE_FAILURES or target.devices)
     ]
-    if open_:
+    bound = [metric for metric in open_ if metric in _TOLD]
+    if bound:
+        strangers = [r.device for r in readings if any(_TOLD[metric](r) for metric in bound)]
+        told.append(_not_of_class(bound, strangers, target))
+    rest = [metric for metric in open_ if metric not in _TOLD]
+    if rest:
         told.append(
-            f"{', '.join(open_)}: not judged, since no device told. `exporter devices` says "
+            f"{', '.join(rest)}: not judged, since no device told. `exporter devices` says "
             "which can be used here, and what others need."
         )
     return told
+
+
+def _not_of_class(metrics: Sequence[str], strangers: Sequence[str], target: Target) -> str:
+    """Why costs were not judged, with those who told of them and have no say."""
+    wanted = ", ".join([target.isa, *target.features])
+    others = (
+        f" {', '.join(strangers)} told, and {'is' if len(strangers) == 1 else 'are'} of another."
+        if strangers
+        else ""
+    )
+    return (
+        f"{', '.join(metrics)}: not judged, since no device of {target.name}'s class ({wanted}) "
+        f"told.{others} `exporter devices` says which can be used here, and what others need."
+    )
+
+
+def _counts(reading: Reading) -> bool:
+    return reading.unit == "instructions" and reading.cost_ratio is not None
+
+
+def _limits(reading: Reading) -> bool:
+    return reading.smallest_mib is not None and reading.status == "ran"
+
+
+# metric that only devices of the target's class are judged by -> whether a reading tells of it
+_TOLD: dict[str, Callable[[Reading], bool]] = {
+    "instruction_ratio": _counts,
+    "board_memory_mib": _limits,
+}
 
 
 # metric -> what a reading says of it, and the same in words
@@ -154,18 +195,16 @@ def _worst(
         reason=f"{words(reading)}, limit {budget.limit:g}.{_why(reading, value > budget.limit)}",
         candidate=value,
         count=reading.here.decisions if reading.here else reading.examples,
+        device=reading.device,
     )
 
 
 def _instructions(budget: Budget, readings: Sequence[Reading]) -> Judgement | None:
-    told = [
-        (ratio, r)
-        for r in readings
-        if r.unit == "instructions" and (ratio := r.cost_ratio) is not None
-    ]
+    told = [r for r in readings if _counts(r)]
     if not told:
         return None
-    ratio, reading = max(told, key=lambda pair: pair[0])
+    reading = max(told, key=lambda r: r.cost_ratio or 0.0)
+    ratio = reading.cost_ratio or 0.0
     before, after = reading.reference.answer or 0.0, reading.candidate.answer or 0.0
     return judged(
         budget,
@@ -178,13 +217,18 @@ def _instructions(budget: Budget, readings: Sequence[Reading]) -> Judgement | No
         candidate=after / 1e6,
         value_unit="M",
         count=1,
+        device=reading.device,
     )
 
 
 def _p95(budget: Budget, readings: Sequence[Reading], target: Target) -> Judgement | None:
     """Real time on a device of the target's class; the slowest of them decides."""
     told = [
-        replace(judgement, reason=f"On {reading.device}: {judgement.reason}")
+        replace(
+            judgement,
+            reason=f"On {reading.device}: {judgement.reason}",
+            device=reading.device,
+        )
         for reading in readings
         if reading.status == "ran"
         and reading.times_ms is not None
@@ -204,7 +248,7 @@ def _p95(budget: Budget, readings: Sequence[Reading], target: Target) -> Judgeme
 
 
 def _memory(budget: Budget, readings: Sequence[Reading]) -> Judgement | None:
-    told = [r for r in readings if r.smallest_mib is not None and r.status == "ran"]
+    told = [r for r in readings if _limits(r)]
     if not told:
         return None
     sizes = [(r.smallest_mib or {}).get("candidate") for r in told]
@@ -218,6 +262,7 @@ def _memory(budget: Budget, readings: Sequence[Reading]) -> Judgement | None:
             high=float("inf"),
             verdict=FAIL,
             reason=f"It does not run on {reading.device} with {budget.limit:g} MiB.",
+            device=reading.device,
         )
     size = float(max(found))
     reading = told[sizes.index(max(found))]
@@ -231,6 +276,7 @@ def _memory(budget: Budget, readings: Sequence[Reading]) -> Judgement | None:
         candidate=size,
         value_unit="MiB",
         count=1,
+        device=reading.device,
     )
 
 

@@ -90,6 +90,7 @@ class Judgement:
         value_unit: unit of `reference` and `candidate`.
         count: examples, documents, rounds or runs behind it.
         needed: how many of them would decide, when they are too few.
+        device: that was judged, where it is one that was asked; None: this machine.
     """
 
     metric: str
@@ -107,6 +108,7 @@ class Judgement:
     value_unit: str = ""
     count: int = 0
     needed: int | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "verdict", Verdict(self.verdict))
@@ -159,6 +161,7 @@ def judged(
     value_unit: str = "",
     count: int = 0,
     needed: int | None = None,
+    device: str | None = None,
 ) -> Judgement:
     """The judgement of an interval against a budget.
 
@@ -186,6 +189,7 @@ def judged(
         value_unit,
         count,
         needed,
+        device,
     )
 
 

@@ -160,7 +160,8 @@ def _explained(judgements: Sequence[Mapping[str, Any]]) -> str:
         return f"Within {every}."
     allowed = limit(metric, tight.get("limit"))
     return (
-        f"Within {every}; the tightest is {title_of(tight)}: at worst {worst}, allowed {allowed}."
+        f"Within {every}; the tightest is {title_of(tight)}{_where(tight)}: at worst {worst}, "
+        f"allowed {allowed}."
     )
 
 
@@ -170,7 +171,13 @@ def _lost(judgement: Mapping[str, Any]) -> str:
     bound = limit(metric, judgement.get("limit"))
     if got == ABSENT:
         return f"{title_of(judgement)} could not be measured ({plain(judgement.get('reason', ''))})"
-    return f"{title_of(judgement)} is {got}, allowed {bound}"
+    return f"{title_of(judgement)}{_where(judgement)} is {got}, allowed {bound}"
+
+
+def _where(judgement: Mapping[str, Any]) -> str:
+    """` on DEVICE`, where a device that was asked is what was judged."""
+    device = plain(judgement.get("device") or "")
+    return f" on {device}" if device else ""
 
 
 def _thin(judgement: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from exporter.judge.verdict import FAIL, INCONCLUSIVE, PASS, overall
 from exporter.models.examples import Development, Examples
 from exporter.models.scores import Scores
 from exporter.models.tasks import get_task
+from exporter.report.wording import explain
 from exporter.target import Target, Workload, load_target
 
 HERE = Agreement(100, 2, 0.98, 0.999, {"accuracy": 0.9})
@@ -35,6 +36,8 @@ RAN = Reading(
     "arm64:cortex-a76",
     required=False,
     status="ran",
+    isa="arm64",
+    features=("neon", "fp16", "dotprod"),
     unit="instructions",
     examples=100,
     float_difference=1e-5,
@@ -94,6 +97,60 @@ def test_each_budget_can_be_lost(change: dict[str, Any], lost: str) -> None:
     found = _verdicts(replace(RAN, **change))
     assert [metric for metric, verdict in found.items() if verdict != "PASS"] == [lost]
     assert found[lost] == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "other", [{"isa": "x86-64", "features": ("avx2",)}, {"features": ("neon",)}]
+)
+@pytest.mark.parametrize(
+    ("metric", "good", "change"),
+    [
+        ("instruction_ratio", {}, {"candidate": Cost(answer=450e6)}),
+        (
+            "board_memory_mib",
+            {"smallest_mib": {"candidate": 128}},
+            {"smallest_mib": {"candidate": None}},
+        ),
+    ],
+)
+def test_costs_bind_only_on_a_cpu_of_the_targets_class(
+    metric: str, good: dict[str, Any], change: dict[str, Any], other: dict[str, Any]
+) -> None:
+    own = replace(RAN, **good)
+    stranger = replace(own, device="a stranger", **other)
+    for mine, theirs, verdict in (
+        (own, replace(stranger, **change), PASS),
+        (replace(own, **change), stranger, FAIL),
+    ):
+        found = {j.metric: j for j in judge_devices([theirs, mine], _target(), TASK)}
+        assert (found[metric].verdict, found[metric].device) == (verdict, RAN.device)
+        # a better CPU than the floor is of the class too
+        better = replace(theirs, isa="arm64", features=(*RAN.features, "i8mm"))
+        found = {j.metric: j for j in judge_devices([better, mine], _target(), TASK)}
+        assert found[metric].verdict is FAIL
+    for alone in (stranger, replace(stranger, **change)):
+        found = {j.metric: j for j in judge_devices([alone], _target(), TASK)}
+        assert metric not in found
+        assert found["device_flip_ratio"].verdict is PASS  # answers must hold everywhere
+        note = devices_not_judged([alone], _target(), TASK)[0]
+        assert note.startswith("instruction_ratio, board_memory_mib: not judged")
+        assert "mobile's class (arm64, neon, fp16, dotprod)" in note
+        assert "a stranger told, and is of another" in note
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        ({"candidate": Cost(answer=301e6)}, "instructions, ratio"),
+        ({"there": replace(HERE, flips=9)}, "device flips"),
+        ({"smallest_mib": {"candidate": 272}}, "board memory"),
+    ],
+)
+def test_the_summary_names_the_device(change: dict[str, Any], lost: str) -> None:
+    judgements = judge_devices([replace(RAN, **change)], _target(), TASK)
+    assert f"{lost} on arm64:cortex-a76 is" in explain([j.to_json() for j in judgements])
+    (tight,) = [j for j in judge_devices([RAN], _target(), TASK) if j.metric == "instruction_ratio"]
+    assert "instructions, ratio on arm64:cortex-a76: at worst" in explain([tight.to_json()])
 
 
 def test_a_flip_that_the_host_has_too_is_no_fault_of_the_device() -> None:
@@ -232,6 +289,9 @@ def test_an_emulated_cpu_of_this_machines_kind_counts_only_for_a_budget() -> Non
         for isa in (host_isa(), "riscv")
     )
     free = _target(instruction_ratio=None)
+    own = _target().model_copy(update={"isa": host_isa(), "features": ()})
+    other = _target().model_copy(update={"isa": "riscv"})
     assert tells_cost(there, free)  # type: ignore[arg-type]
     assert not tells_cost(here, free)  # type: ignore[arg-type]
-    assert tells_cost(here, _target())  # type: ignore[arg-type]
+    assert tells_cost(here, own)  # type: ignore[arg-type]
+    assert not tells_cost(here, other)  # type: ignore[arg-type]
