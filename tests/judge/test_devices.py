@@ -142,7 +142,7 @@ def test_costs_bind_only_on_a_cpu_of_the_targets_class(
     ("change", "lost"),
     [
         ({"candidate": Cost(answer=301e6)}, "instructions, ratio"),
-        ({"there": replace(HERE, flips=9)}, "device flips"),
+        ({"there": replace(HERE, flips=9)}, "flips a device adds"),
         ({"smallest_mib": {"candidate": 272}}, "board memory"),
     ],
 )
