@@ -1,9 +1,9 @@
 /* Counts the instructions that a guest runs under QEMU 5.2 to 8.1 (plugin API version 1).
 
    Every translation block adds its size to counters when it begins. Where the guest makes the
-   system call 20302, which no kernel has, a line "MARK ALL DOT_PRODUCT MATRIX_MULTIPLY" with what
-   was counted until then goes to the file that `out=` names; see Watch in runner.py. One thread
-   only: the counters are plain.
+   system call 20302, which no kernel has, a line "MARK ALL DOT_PRODUCT MATRIX_MULTIPLY
+   SATURATING_PAIR" with what was counted until then goes to the file that `out=` names; see Watch
+   in runner.py. One thread only: the counters are plain.
 
    The API is declared here, because Debian packages no header for it. */
 #include <stdbool.h>
@@ -32,7 +32,7 @@ size_t qemu_plugin_insn_size(const struct instruction *);
 
 #define EXPORT __attribute__((visibility("default")))
 enum { ADD_U64 = 0, MARK = 20302 };
-enum { ALL, DOT_PRODUCT, MATRIX_MULTIPLY, CLASSES };
+enum { ALL, DOT_PRODUCT, MATRIX_MULTIPLY, SATURATING_PAIR, CLASSES };
 
 EXPORT int qemu_plugin_version = 1;
 static uint64_t counts[CLASSES];
@@ -63,8 +63,10 @@ static int x86_class(const uint8_t *bytes, size_t size)
 {
     if (size < 5 || bytes[0] != 0xC4 || (bytes[1] & 0x1F) != 2 || (bytes[2] & 3) != 1)
         return ALL;
-    /* VPMADDUBSW, whose sums of two products saturate; VPDPBUSD, VPDPBUSDS */
-    return bytes[3] == 0x04 || bytes[3] == 0x50 || bytes[3] == 0x51 ? DOT_PRODUCT : ALL;
+    if (bytes[3] == 0x04) /* VPMADDUBSW adds two products in int16, which saturates */
+        return SATURATING_PAIR;
+    /* VPDPBUSD, VPDPBUSDS of VNNI add four in int32 */
+    return bytes[3] == 0x50 || bytes[3] == 0x51 ? DOT_PRODUCT : ALL;
 }
 
 static void translated(id_t_ id, struct block *block)

@@ -100,8 +100,9 @@ class Ran:
         costs: phase ("run", or "prefill" and "decode") -> cost of each repeat, in the unit of the
             device's traits; "decode" is for one token. Empty where the device gives none.
         load_cost: of opening the session, in the same unit.
-        classes: phase -> class of instructions ("all", "dot_product", "matrix_multiply") -> mean
-            count a repeat; empty on devices that do not count.
+        classes: phase -> class of instructions ("all", "dot_product", "matrix_multiply",
+            "saturating_pair": two products added in int16) -> mean count a repeat; empty on
+            devices that do not count.
         heap_mib: peak of the C heap while the model was open, without the emulator's own.
         peak_mib: peak resident memory of the process (VmHWM); None where an emulator is in it.
         runtime: version of onnxruntime there.

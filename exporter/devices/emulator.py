@@ -90,7 +90,7 @@ def read_counts(path: Path) -> dict[int, dict[str, int]]:
     counts = {}
     for line in path.read_text(encoding="ascii").splitlines():
         mark, *numbers = map(int, line.split())
-        classes = ("all", "dot_product", "matrix_multiply")
+        classes = ("all", "dot_product", "matrix_multiply", "saturating_pair")
         counts[mark] = dict(zip(classes, numbers, strict=True))
     return counts
 

@@ -19,16 +19,18 @@ from exporter.graph.audit import optimized
 from exporter.graph.model import OnnxModel
 from exporter.graph.pairs import SAFE_PAIR, largest_pair
 
-# Operators of integer kernels and the input that holds their weight, (in, out) where they multiply.
+# Operators of integer kernels and the inputs that hold their weights, (in, out) to multiply with.
+# An LSTM has one for its input and one for its state, (directions, in, 4 · hidden) each.
 PRODUCTS = {
-    "DynamicQuantizeMatMul": 1,
-    "MatMulInteger": 1,
-    "MatMulIntegerToFloat": 1,
-    "QAttention": 1,
-    "QGemm": 3,
-    "QLinearMatMul": 3,
+    "DynamicQuantizeLSTM": (1, 2),
+    "DynamicQuantizeMatMul": (1,),
+    "MatMulInteger": (1,),
+    "MatMulIntegerToFloat": (1,),
+    "QAttention": (1,),
+    "QGemm": (3,),
+    "QLinearMatMul": (3,),
 }
-CONVOLUTIONS = {"ConvInteger": 1, "ConvIntegerToFloat": 1, "QLinearConv": 3}
+CONVOLUTIONS = {"ConvInteger": (1,), "ConvIntegerToFloat": (1,), "QLinearConv": (3,)}
 NAMED = 12  # channels that a sentence names
 
 
@@ -60,7 +62,7 @@ class Saturation:
 
 
 def saturations(model: OnnxModel) -> tuple[tuple[Saturation, ...], int]:
-    """Every operator in which a pair of products can saturate, and how many were looked at.
+    """Every weight of which a pair of products can saturate, and how many were looked at.
 
     Raises:
         ModelError: onnxruntime refuses the file.
@@ -82,12 +84,12 @@ def saturations(model: OnnxModel) -> tuple[tuple[Saturation, ...], int]:
 
 
 def _weighted(graph: Any, outer: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """Nodes of integer kernels and their constant weights, in a graph and its subgraphs."""
+    """Nodes of integer kernels, once for each constant weight, in a graph and its subgraphs."""
     weights = outer | {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        index = (PRODUCTS | CONVOLUTIONS).get(node.op_type)
-        if index is not None and node.input[index] in weights:
-            yield node, weights[node.input[index]]
+        for index in (PRODUCTS | CONVOLUTIONS).get(node.op_type, ()):
+            if node.input[index] in weights:
+                yield node, weights[node.input[index]]
         for attribute in node.attribute:
             inner = [attribute.g] if attribute.type == attribute.GRAPH else attribute.graphs
             for subgraph in inner:

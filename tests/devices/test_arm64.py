@@ -59,6 +59,7 @@ def test_answers_are_exact_and_come_from_an_arm(ran: dict[str, Ran], job: Job) -
 
 def test_each_core_runs_the_kernels_it_has(ran: dict[str, Ran]) -> None:
     used = {name: there.classes["run"] for name, there in ran.items()}
+    assert all(counted["saturating_pair"] == 0 for counted in used.values())
     assert used["cortex-a53"]["dot_product"] == used["cortex-a53"]["matrix_multiply"] == 0
     # four products a lane, four lanes
     products = 16 * SIZE * SIZE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from pathlib import Path
 
@@ -85,3 +86,31 @@ def test_a_package_that_is_damaged_does_not_unpack(tmp_path: Path) -> None:
     (tmp_path / "x.deb").write_bytes(b"no package")
     with pytest.raises(DeviceError, match="not unpacked"):
         unpack([tmp_path / "x.deb"], tmp_path / "root")
+
+
+def test_what_apt_says_it_fetched_is_held_against_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror, or a proxy, may give another file of the same length, and apt may be content."""
+    monkeypatch.setenv("EXPORTER_DEVICES", str(tmp_path))
+    monkeypatch.setattr(debian, "has_apt", lambda: True)
+    told = hashlib.sha256(b"whole").hexdigest()
+    given = [b"wrong", b"whole", None]
+
+    def apt(command: list[str], folder: Path, _: object) -> subprocess.CompletedProcess[str]:
+        if command[4] == "--print-uris":
+            return _answer(0, f"'http://mirror/a.deb' a_1_arm64.deb 5 SHA256:{told}\n")
+        if command[4] == "download":
+            content = given.pop(0)
+            if content is not None:
+                (folder / "a_1_arm64.deb").write_bytes(content)
+        return _answer(0)
+
+    monkeypatch.setattr(debian, "_run", apt)
+    with pytest.raises(DeviceError, match=r"a_1_arm64\.deb did not come whole; run it again"):
+        fetch(["a"], "arm64", dependencies=False)
+    (deb,) = fetch(["a"], "arm64", dependencies=False)
+    assert deb.read_bytes() == b"whole"
+    deb.unlink()
+    with pytest.raises(DeviceError, match="did not come whole"):
+        fetch(["a"], "arm64", dependencies=False)

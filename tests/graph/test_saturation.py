@@ -110,6 +110,37 @@ def test_each_operator_is_looked_at(
     assert (risk.outputs, risk.worst) == (OUTPUTS, 255 * 129)
 
 
+@pytest.mark.parametrize("risky", ["w", "r"])
+def test_both_weights_of_an_lstm_are_looked_at(risky: str, tmp_path: Path) -> None:
+    """What it makes of its input and of its state is added up alike, a direction at a time."""
+    hidden, directions = 2, 2
+    weights = {
+        "w": np.full((directions, INPUTS, 4 * hidden), 64, np.int8),
+        "r": np.full((directions, hidden, 4 * hidden), 64, np.int8),
+    }
+    scales = {f"{n}s": np.full(directions, 0.01, np.float32) for n in weights}
+    zeros = {f"{n}z": np.zeros(directions, np.int8) for n in weights}
+    node = helper.make_node(
+        "DynamicQuantizeLSTM",
+        ["x", "w", "r", "", "", "", "", "", "ws", "wz", "rs", "rz"],
+        ["y"],
+        "here",
+        domain="com.microsoft",
+        hidden_size=hidden,
+        direction="bidirectional",
+    )
+    x, y = _value("x", F32, 3, 1, INPUTS), _value("y", F32, 3, directions, 1, hidden)
+
+    def found() -> Any:
+        return saturations(_model(tmp_path, [node], [x], [y], {**weights, **scales, **zeros}))
+
+    assert found() == ((), 2)
+    weights[risky][1, 0, HEAVY] = 65
+    ((risk,), looked) = found()
+    assert looked == 2
+    assert (risk.op_type, risk.channels, risk.worst) == ("DynamicQuantizeLSTM", (HEAVY,), 255 * 129)
+
+
 def test_products_pair_neighbours_and_convolutions_any_two(tmp_path: Path) -> None:
     weight = np.zeros((INPUTS, OUTPUTS), np.int8)
     weight[[1, 2], HEAVY] = 127  # the second of one pair, the first of the next
