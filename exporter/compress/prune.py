@@ -77,6 +77,7 @@ def prune(
             structure,
             examples,
             criterion=pruning.criterion,
+            task=task,
             batch_size=BATCH,
             progress=progress,
         )
@@ -87,7 +88,7 @@ def prune(
             result = remove(module, removal)
     if pruning.sparsity:
         scores = score_weights(
-            result, examples, pruning.criterion, batch_size=BATCH, progress=progress
+            result, examples, pruning.criterion, task=task, batch_size=BATCH, progress=progress
         )
         if scores:
             result = sparsify(result, pruning.sparsity, scores)
