@@ -45,6 +45,8 @@ TOP = (
     "verifying",
     "comparing",
     "planning",
+    "weighing",
+    "ranking",
     "display",
     "exits",
     "cli",

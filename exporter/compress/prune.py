@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from exporter.compress.activations import tensors
-from exporter.compress.batching import spread
+from exporter.compress.batching import few_feeds
 from exporter.compress.importance import score_structure, score_weights
 from exporter.compress.plan import plan_removal, summary
 from exporter.compress.removal import remove
@@ -63,7 +63,7 @@ def prune(
         ProfileError: a ratio would leave nothing.
     """
     examples.require(Train)
-    examples = _spread(examples, pruning.examples)
+    examples = few_feeds(examples, pruning.examples)
     removed: dict[str, Any] = {}
     skipped: list[str] = []
     result = module
@@ -126,19 +126,3 @@ def _divergence(
     original.train(training)
     pruned.train(training)
     return float(np.mean(losses))
-
-
-def _spread(examples: Examples[Train], count: int) -> Examples[Train]:
-    """At most `count` feeds, evenly from all examples: long documents would cost minutes."""
-    if len(examples.feeds) <= count:
-        return examples
-    chosen = spread(len(examples.feeds), count)
-    return Examples(
-        examples.role,
-        examples.ids,
-        tuple(examples.feeds[i] for i in chosen),
-        tuple(examples.owner[i] for i in chosen),
-        examples.labels,
-        examples.pad,
-        examples.meta,
-    )

@@ -38,14 +38,14 @@ class Wanted:
     Attributes:
         energy, second: paths of layers: Σx² of each input feature, and XᵀX.
         turn: paths of parts that pass a stream on: how far each turns it.
-        gradient: the loss's gradient by every parameter, and its square.
+        gradient: names of parameters: the loss's gradient by each, and its square.
         gates: units whose effect a gate of 1 tells: |∂loss/∂gate| of each feed.
     """
 
     energy: frozenset[str] = frozenset()
     second: frozenset[str] = frozenset()
     turn: frozenset[str] = frozenset()
-    gradient: bool = False
+    gradient: frozenset[str] = frozenset()
     gates: tuple[Unit, ...] = ()
 
     def __or__(self, other: Wanted) -> Wanted:
@@ -53,14 +53,14 @@ class Wanted:
             self.energy | other.energy,
             self.second | other.second,
             self.turn | other.turn,
-            self.gradient or other.gradient,
+            self.gradient | other.gradient,
             tuple(dict.fromkeys((*self.gates, *other.gates))),
         )
 
     @property
     def backward(self) -> bool:
         """True when the loss is differentiated."""
-        return self.gradient or bool(self.gates)
+        return bool(self.gradient or self.gates)
 
 
 @dataclass
@@ -224,12 +224,12 @@ def _observers(
 ) -> dict[nn.Module, Callable[[Tensor, Tensor], None]]:
     def of_inputs(path: str, second: bool) -> Callable[[Tensor, Tensor], None]:
         def see(entered: Tensor, left: Tensor) -> None:
-            rows = entered.detach().double()  # (positions, in)
+            rows = entered.detach()  # (positions, in)
             statistics.add(f"count {path}", torch.tensor(rows.shape[0]))
             if second:
-                statistics.add(f"second {path}", rows.T @ rows)
+                statistics.add(f"second {path}", rows.T @ rows)  # exact enough within a batch
             else:
-                statistics.add(f"energy {path}", rows.square().sum(0))
+                statistics.add(f"energy {path}", rows.double().square().sum(0))
 
         return see
 
@@ -258,13 +258,12 @@ def _differentiate(
     statistics: Statistics,
 ) -> None:
     """Add one feed's gradients."""
-    weights = dict(module.named_parameters()) if wanted.gradient else {}
+    weights = {n: p for n, p in module.named_parameters() if n in wanted.gradient}
     slopes = torch.autograd.grad(loss, [*weights.values(), *gates.values()], allow_unused=True)
     for (name, weight), slope in zip(weights.items(), slopes, strict=False):
-        double = torch.zeros_like(weight) if slope is None else slope
-        double = double.to(torch.float64)
-        statistics.add(f"gradient {name}", double)
-        statistics.add(f"fisher {name}", double.square_())
+        known = torch.zeros_like(weight) if slope is None else slope
+        statistics.add(f"gradient {name}", known)
+        statistics.add(f"fisher {name}", known.square())
     at = dict(zip(gates, slopes[len(weights) :], strict=True))
     for row in rows:
         effects = torch.zeros(len(row.units), dtype=torch.float64)

@@ -120,3 +120,12 @@ def paths_of(module: nn.Module, units: Sequence[Unit], weights: bool) -> frozens
     return frozenset(path for unit in units for path, _, _ in readers(owned, unit)) | frozenset(
         name.removesuffix("weight").removesuffix(".") for name in names
     )
+
+
+def parameters_of(module: nn.Module, units: Sequence[Unit], weights: bool) -> frozenset[str]:
+    """Names of all parameters that units have slices of; with `weights`, of all matrices too."""
+    names = canonical_names(module)
+    found = {one.parameter for unit in units for one in unit.slices}
+    return frozenset(
+        found | {names[name] for name in (prunable_weights(module) if weights else ())}
+    )

@@ -39,15 +39,15 @@ class Ablation:
 
     def units(self, scene: Scene, units: Sequence[Unit]) -> Scored:
         """|change of the mean loss| of each unit."""
-        return np.abs(loss_changes(scene, units))
+        return np.abs(loss_changes(scene, units)[1])
 
     def weights(self, scene: Scene) -> dict[str, Tensor]:
         """One run a weight would take weeks."""
         raise NotImplementedError("ablation scores units, see exporter.recipe.CRITERIA")
 
 
-def loss_changes(scene: Scene, units: Sequence[Unit]) -> Scored:
-    """Mean loss without each unit less the mean loss with all, (units,); below 0: it did harm.
+def loss_changes(scene: Scene, units: Sequence[Unit]) -> tuple[float, Scored]:
+    """Mean loss of all, and how much more it is without each unit, (units,); below 0: it did harm.
 
     Raises:
         DataError: there are no training examples.
@@ -71,7 +71,7 @@ def loss_changes(scene: Scene, units: Sequence[Unit]) -> Scored:
                 _write(scene.scratch, unit.name, loss)
             changes.append(loss - whole)
             bar.advance()
-    return np.asarray(changes, np.float64)
+    return whole, np.asarray(changes, np.float64)
 
 
 def mean_loss(

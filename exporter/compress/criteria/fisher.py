@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from exporter.compress.criteria import Scene, Scored
+from exporter.compress.criteria import Scene, Scored, parameters_of
 from exporter.compress.matrices import prunable_weights
 from exporter.compress.statistics import Wanted
 from exporter.compress.units import Unit, total
@@ -22,11 +22,13 @@ class Fisher:
 
     def wants(self, module: nn.Module, units: Sequence[Unit], weights: bool) -> Wanted:
         """The squared gradient by every parameter."""
-        return Wanted(gradient=True)
+        return Wanted(gradient=parameters_of(module, units, weights))
 
     def units(self, scene: Scene, units: Sequence[Unit]) -> Scored:
         """½·Σ w²·E[g²] over all weights that go with each unit."""
-        losses = {n: _loss(scene, n, w) for n, w in scene.module.named_parameters()}
+        named = dict(scene.module.named_parameters())
+        counted = parameters_of(scene.module, units, False)
+        losses = {n: _loss(scene, n, named[n]) for n in counted}
         return np.asarray([total(losses, unit.slices) for unit in units], np.float64)
 
     def weights(self, scene: Scene) -> dict[str, Tensor]:

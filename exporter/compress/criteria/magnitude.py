@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from exporter.compress.criteria import Scene, Scored
+from exporter.compress.criteria import Scene, Scored, parameters_of
 from exporter.compress.matrices import prunable_weights, weight_of
 from exporter.compress.statistics import Wanted
 from exporter.compress.units import Unit, total
@@ -30,9 +30,10 @@ class Magnitude:
 
     def units(self, scene: Scene, units: Sequence[Unit]) -> Scored:
         """The norm of all weights that go with each unit."""
+        named = dict(scene.module.named_parameters())
         powers = {
-            name: value.detach().double().abs().pow(self.power)
-            for name, value in scene.module.named_parameters()
+            name: named[name].detach().double().abs().pow(self.power)
+            for name in parameters_of(scene.module, units, False)
         }
         sums = [total(powers, unit.slices) for unit in units]
         return np.asarray(sums, np.float64) ** (1 / self.power)

@@ -11,6 +11,7 @@ Kernels of convolutions are taken position by position: H is that of their chann
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from exporter.compress.criteria import Scene, Scored, owners, paths_of, readers
 from exporter.compress.matrices import as_rows, met, prunable_weights, rows_axis, weight_of
 from exporter.compress.soundness import check_positions, check_seen
 from exporter.compress.statistics import Wanted
-from exporter.compress.units import Slice, Unit
+from exporter.compress.units import Slice, Unit, taken
 
 DAMPING = 0.01  # of the mean diagonal, as in SparseGPT
 
@@ -35,16 +36,14 @@ class Obs:
     def units(self, scene: Scene, units: Sequence[Unit]) -> Scored:
         """Σ over the layers that take each unit in."""
         owned = owners(scene.module)
-        inverses: dict[str, Tensor] = {}
+        layers: dict[str, _Layer] = {}
         found = []
         for unit in units:
             effect = 0.0
             for path, part, one in dict.fromkeys(readers(owned, unit)):
-                if path not in inverses:
-                    inverses[path] = torch.cholesky_inverse(
-                        torch.linalg.cholesky(hessian(scene, path, part))
-                    )
-                effect += _effect(scene, path, part, one, inverses[path])
+                if path not in layers:
+                    layers[path] = _Layer.of(part, hessian(scene, path, part))
+                effect += layers[path].effect(one)
             found.append(effect)
         return np.asarray(found, np.float64)
 
@@ -53,9 +52,7 @@ class Obs:
         scores = {}
         for name, part in prunable_weights(scene.module).items():
             path = name.removesuffix("weight").removesuffix(".")
-            factor = torch.linalg.cholesky(hessian(scene, path, part))
-            diagonal = torch.cholesky_inverse(factor).diagonal()
-            scores[name] = weight_of(part).square() / (2 * met(part, diagonal))
+            scores[name] = _Layer.of(part, hessian(scene, path, part)).each
         return scores
 
 
@@ -79,23 +76,40 @@ def hessian(scene: Scene, path: str, part: nn.Module) -> Tensor:
     return second
 
 
-def _effect(scene: Scene, path: str, part: nn.Module, one: Slice, inverse: Tensor) -> float:
-    """What the removal of one slice of a layer's weight costs."""
-    weight = weight_of(part)
-    index = torch.tensor(one.index)
-    if one.axis is None:
-        at = met(part, inverse.diagonal()).expand_as(weight).reshape(-1)[index]
-        return float((weight.reshape(-1)[index].square() / at).sum()) / 2
-    if isinstance(part, nn.Conv1d | nn.Conv2d):
-        lost = weight.square() / met(part, inverse.diagonal())
-        return float(lost.index_select(one.axis, index).sum()) / 2
-    rows = as_rows(part, weight)  # (out, in)
-    if one.axis == rows_axis(part):
-        whole = rows[index]
-        return float(((whole @ hessian(scene, path, part)) * whole).sum()) / 2
-    columns = rows[:, index]  # (out, group)
-    inner = torch.linalg.solve(inverse[index][:, index], columns.T)  # (group, out)
-    return float((columns.T * inner).sum()) / 2
+@dataclass(frozen=True)
+class _Layer:
+    """What is asked of a layer again and again.
+
+    Attributes:
+        rows: its weight, (out, in).
+        second, inverse: H and its inverse, (in, in).
+        each: what each weight alone costs, as the weight lies.
+    """
+
+    part: nn.Module
+    rows: Tensor
+    second: Tensor
+    inverse: Tensor
+    each: Tensor
+
+    @classmethod
+    def of(cls, part: nn.Module, second: Tensor) -> _Layer:
+        weight = weight_of(part)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
+        each = weight.square() / (2 * met(part, inverse.diagonal()))
+        return cls(part, as_rows(part, weight), second, inverse, each)
+
+    def effect(self, one: Slice) -> float:
+        """What the removal of one slice of the layer's weight costs."""
+        index = torch.tensor(one.index)
+        if one.axis is None or isinstance(self.part, nn.Conv1d | nn.Conv2d):
+            return float(taken(self.each, one).sum())
+        if one.axis == rows_axis(self.part):
+            whole = self.rows[index]
+            return float(((whole @ self.second) * whole).sum()) / 2
+        columns = self.rows[:, index]  # (out, group)
+        inner = torch.linalg.solve(self.inverse[index][:, index], columns.T)  # (group, out)
+        return float((columns.T * inner).sum()) / 2
 
 
 CRITERION = Obs()

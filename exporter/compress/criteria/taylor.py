@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from exporter.compress.criteria import Scene, Scored
+from exporter.compress.criteria import Scene, Scored, parameters_of
 from exporter.compress.matrices import prunable_weights
 from exporter.compress.statistics import Wanted
 from exporter.compress.units import Unit, total
@@ -22,11 +22,13 @@ class Taylor:
 
     def wants(self, module: nn.Module, units: Sequence[Unit], weights: bool) -> Wanted:
         """The gradient by every parameter."""
-        return Wanted(gradient=True)
+        return Wanted(gradient=parameters_of(module, units, weights))
 
     def units(self, scene: Scene, units: Sequence[Unit]) -> Scored:
         """|Σ g·w| of all weights that go with each unit."""
-        slopes = {n: _slope(scene, n, w) for n, w in scene.module.named_parameters()}
+        named = dict(scene.module.named_parameters())
+        counted = parameters_of(scene.module, units, False)
+        slopes = {n: _slope(scene, n, named[n]) for n in counted}
         return np.abs(np.asarray([total(slopes, unit.slices) for unit in units], np.float64))
 
     def weights(self, scene: Scene) -> dict[str, Tensor]:
