@@ -41,6 +41,13 @@ class Pruning(_Table):
         0.0, ge=0, lt=1, description="Share of attention heads (whole KV groups) removed."
     )
     layers: float = Field(0.0, ge=0, lt=1, description="Share of whole layers removed.")
+    hidden: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the hidden width removed, from every layer at once; BERT's and "
+        "GPT-2's heads shrink with it.",
+    )
     sparsity: float = Field(
         0.0, ge=0, lt=1, description="Share of single weights set to zero: download size only."
     )
@@ -52,16 +59,16 @@ class Pruning(_Table):
     @property
     def structured(self) -> bool:
         """True when units are physically removed."""
-        return bool(self.ffn or self.heads or self.layers)
+        return bool(self.ffn or self.heads or self.layers or self.hidden)
 
     @model_validator(mode="after")
     def _something(self) -> Pruning:
         if not (self.structured or self.sparsity):
-            raise ValueError("removes nothing; set ffn, heads, layers or sparsity above 0")
+            raise ValueError("removes nothing; set ffn, heads, layers, hidden or sparsity above 0")
         scored = CRITERIA.get(self.criterion)
         if scored is None:
             raise ValueError(f"unknown criterion '{self.criterion}'; known: {', '.join(CRITERIA)}")
-        parts = (("ffn", "ffn"), ("heads", "group"), ("sparsity", "weight"))
+        parts = (("ffn", "ffn"), ("heads", "group"), ("hidden", "hidden"), ("sparsity", "weight"))
         for name, kind in parts:
             if getattr(self, name) and kind not in scored:
                 able = ", ".join(c for c, kinds in CRITERIA.items() if kind in kinds)

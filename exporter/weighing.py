@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from exporter.compress.units import Unit
     from exporter.models.examples import Examples, Train
 
-KINDS = ("layer", "head", "group", "ffn", "channel", "row", "column", "weight")
+KINDS = ("layer", "head", "group", "ffn", "hidden", "channel", "row", "column", "weight")
 # What pruning removes; blocks and single weights are many, and asked for by name.
-USUAL = ("layer", "head", "group", "ffn", "channel")
+USUAL = ("layer", "head", "group", "ffn", "hidden", "channel")
 ALL = ("layer", "head", "group")  # few enough to be ablated all
 ABLATED = 64  # of other kinds
 WEIGHTS = 256  # single weights that stand for all
@@ -136,11 +136,13 @@ class Weighing:
 
 def units_of(module: nn.Module, kinds: Sequence[str]) -> tuple[dict[str, list[Unit]], list[str]]:
     """The units of each kind that the module has, and why some are missing."""
+    from exporter.compress.hidden import hidden_axes
     from exporter.compress.structure import structure_of
     from exporter.compress.units import (
         block_units,
         channel_units,
         structure_units,
+        units_along,
         weight_units,
     )
 
@@ -154,6 +156,9 @@ def units_of(module: nn.Module, kinds: Sequence[str]) -> tuple[dict[str, list[Un
             found[kind] = block_units(module, "row" if kind == "row" else "column")
         elif kind == "weight":
             found[kind] = weight_units(module, WEIGHTS)
+        elif structure is not None and kind == "hidden":
+            axes = hidden_axes(module, structure)
+            found[kind] = units_along(module, "hidden", axes, structure.hidden)
         elif structure is not None:
             found[kind] = structure_units(module, structure, kind)  # type: ignore[arg-type]
     if "head" in found and len(found.get("group", ())) == len(found["head"]):

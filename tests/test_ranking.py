@@ -48,8 +48,9 @@ def report(work: dict[str, Path]) -> ImportanceReport:
 
 def test_every_unit_has_a_share_by_every_criterion(report: ImportanceReport) -> None:
     kinds = {kind.kind: kind for kind in report.kinds}
-    assert list(kinds) == ["layer", "head", "group", "ffn"]
+    assert list(kinds) == ["layer", "head", "group", "ffn", "hidden"]
     assert len(kinds["ffn"].units) == 128
+    assert len(kinds["hidden"].units) == 32
     for kind in report.kinds:
         for criterion, values in kind.importance.items():
             known = [v for v in values if v is not None]
@@ -68,7 +69,7 @@ def test_the_page_draws_every_kind_and_runs_no_script(report: ImportanceReport) 
         assert f"<h2>{kind.kind.capitalize()}</h2>" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("<rect x=") == 2 + 8 + 4 + 2 * 64
+    assert page.count("<rect x=") == 2 + 8 + 4 + 2 * 64 + 32
 
 
 def test_the_command_fits_80_columns_and_counts_what_would_stay(work: dict[str, Path]) -> None:

@@ -47,7 +47,7 @@ def importance(
         str,
         typer.Option(
             "--granularity",
-            help="Of layer, head, group, ffn, channel (the default), row, column, weight.",
+            help="Of layer, head, group, ffn, hidden, channel (default), row, column, weight.",
         ),
     ] = "",
     examples: Annotated[

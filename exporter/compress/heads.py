@@ -1,30 +1,11 @@
-"""Heads: where attention keeps them, whether or not a config can say that one is missing."""
+"""Heads: single ones, of which several may share keys and values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
 
 from exporter.compress.families import Projection
-from exporter.compress.structure import Structure, matrix_of
-
-# Families whose heads cannot go alone have no `attention_in`; what a head is worth can be asked
-# of them all the same.
-_BERT = (
-    tuple(Projection(f"attention.self.{n}", ("query",)) for n in ("query", "key", "value")),
-    "attention.output.dense",
-)
-_ELSEWHERE: dict[str, tuple[tuple[Projection, ...], str]] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
-    "distilbert": (
-        tuple(Projection(f"attention.{n}_lin", ("query",)) for n in "qkv"),
-        "attention.out_lin",
-    ),
-    "modernbert": ((Projection("attn.Wqkv", ("query", "value", "value")),), "attn.Wo"),
-    "gpt2": ((Projection("attn.c_attn", ("query", "value", "value")),), "attn.c_proj"),
-}
+from exporter.compress.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -64,19 +45,8 @@ class Heads:
         return tuple(rows)
 
 
-def heads_of(module: nn.Module, structure: Structure) -> Heads | None:
-    """The heads of `module`; None where it is not known here how they lie."""
-    family = structure.family
-    into, out = family.attention_in, family.attention_out
-    if not into:
-        into, out = _ELSEWHERE.get(structure.model_type, ((), ""))
-    config: Any = module.config
-    heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    if not into or not heads:
-        return None
-    try:
-        features = matrix_of(structure.blocks(module)[0], out).shape[1]
-    except AttributeError:
-        return None
-    groups = int(getattr(config, "num_key_value_heads", None) or heads)
-    return Heads(into, out, heads, groups, features // heads)
+def heads_of(structure: Structure) -> Heads:
+    """The heads of each layer."""
+    family, groups = structure.family, structure.groups
+    heads = groups * structure.heads_per_group
+    return Heads(family.attention_in, family.attention_out, heads, groups, structure.head_dim)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporter.compress.criteria import Scene, Scored, can_score, get_criterion
+from exporter.compress.criteria import Scene, can_score, get_criterion
+from exporter.compress.criteria import Scored as Scored
 from exporter.compress.matrices import prunable_weights as prunable_weights
 from exporter.compress.matrices import rows_axis
 from exporter.compress.statistics import Wanted, collect
@@ -36,7 +37,7 @@ class Importance:
 
     Attributes:
         ffn: (layers, units), scaled within each layer.
-        groups: (layers, groups), scaled within each layer; (layers, 0) where heads stay.
+        groups: (layers, groups), scaled within each layer.
         layers: (layers,).
         hidden: (width,) of the residual stream; None where its axes were not given.
     """
@@ -76,7 +77,7 @@ def score_structure(
         ProfileError: there is no such criterion.
     """
     ffn = structure_units(module, structure, "ffn")
-    groups = structure_units(module, structure, "group") if structure.groups else []
+    groups = structure_units(module, structure, "group")
     layers = structure_units(module, structure, "layer")
     channels: list[Unit] = []
     if hidden:

@@ -12,15 +12,14 @@ from torch import nn
 
 from exporter.compress.activations import tensors
 from exporter.compress.batching import few_feeds
-from exporter.compress.importance import score_structure, score_weights
-from exporter.compress.plan import plan_removal, summary
-from exporter.compress.removal import remove
+from exporter.compress.importance import score_weights
 from exporter.compress.sparsity import sparsify, sparsity_of
 from exporter.compress.structure import (
     nonzero_count,
     parameter_count,
     structure_of,
 )
+from exporter.compress.structured import cut
 from exporter.models.examples import Examples, Train
 from exporter.models.runner import forward_names, named_outputs
 from exporter.models.tasks import SILENT, Task
@@ -72,20 +71,9 @@ def prune(
         kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
         skipped.append(f"no units of a {kind} model can be removed: its family is not supported")
     elif pruning.structured and structure is not None:
-        importance = score_structure(
-            module,
-            structure,
-            examples,
-            criterion=pruning.criterion,
-            task=task,
-            batch_size=BATCH,
-            progress=progress,
+        result, removed, skipped = cut(
+            module, structure, task, examples, pruning, batch_size=BATCH, progress=progress
         )
-        removal = plan_removal(structure, importance, pruning)
-        skipped += removal.skipped
-        removed = summary(structure, importance, removal)
-        if removed:
-            result = remove(module, removal)
     if pruning.sparsity:
         scores = score_weights(
             result, examples, pruning.criterion, task=task, batch_size=BATCH, progress=progress

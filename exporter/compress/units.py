@@ -78,13 +78,10 @@ class Unit:
 
 
 def structure_units(module: nn.Module, structure: Structure, kind: Kind) -> list[Unit]:
-    """Layers, heads, KV groups or feed-forward units of a module, layer after layer.
-
-    Empty where the module has none, or where it is not known how they lie.
-    """
+    """Layers, heads, KV groups or feed-forward units of a module, layer after layer."""
     names = canonical_names(module)
     found: list[Unit] = []
-    heads = heads_of(module, structure) if kind in ("head", "group") else None
+    heads = heads_of(structure)
     for layer, block in enumerate(structure.blocks(module)):
         path = f"{structure.stack}.{layer}"
         build = _Builder(block, path, names, layer)
@@ -95,7 +92,7 @@ def structure_units(module: nn.Module, structure: Structure, kind: Kind) -> list
             for one in range(structure.ffn):
                 rows = [(p, structure.rows(p, units=[one], groups=[])) for p in family.ffn_in]
                 found.append(build.unit(kind, "unit", one, rows, family.ffn_out, (one,)))
-        elif heads is not None:
+        else:
             found += _attention(build, heads, kind)
     return found
 

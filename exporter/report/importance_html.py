@@ -69,14 +69,12 @@ def importance_to_html(report: ImportanceReport) -> str:
     return text
 
 
-def heat_map(kind: KindScores) -> HeatMap | None:
-    """Importance of every unit, layer by layer; None for kinds that lie in no layer."""
-    if not kind.layers or kind.layers[0] is None:
-        return None
+def heat_map(kind: KindScores) -> HeatMap:
+    """Importance of every unit, layer by layer; in one row where kinds lie in no layer."""
     values = kind.known(kind.shown)
     layers = list(dict.fromkeys(kind.layers))
     if kind.kind == "layer":
-        layers = [None]  # one row of all layers says it better
+        layers = [None]  # one row of all says it better
     cells: list[Cell] = []
     rows = []
     many = False

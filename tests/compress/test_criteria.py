@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from exporter.compress.criteria import get_criterion
+from exporter.compress.hidden import hidden_axes
 from exporter.compress.importance import score_units, score_weights
 from exporter.compress.structure import matrix_of, structure_of
 from exporter.compress.units import (
@@ -210,6 +211,27 @@ def test_a_tied_weight_counts_once(tiny_checkpoint: Checkpoints) -> None:
     found = score_units(module, [("magnitude", [unit])], None)[0]
     column = module.lm_head.weight[:, 5].detach().double()
     assert found[0] == pytest.approx(float(column.norm()))
+
+
+@pytest.mark.parametrize(
+    "criterion", [name for name, kinds in CRITERIA.items() if "hidden" in kinds]
+)
+def test_a_dead_channel_of_the_residual_stream_comes_last(
+    criterion: str, tiny_checkpoint: Checkpoints
+) -> None:
+    for family in ("bert", "qwen3"):
+        tiny = tiny_checkpoint(family)
+        module = tiny.module()
+        structure = structure_of(module)
+        assert structure is not None
+        units = units_along(module, "hidden", hidden_axes(module, structure), structure.hidden)
+        parameters = dict(module.named_parameters())
+        with torch.no_grad():
+            for one in units[5].slices:
+                parameters[one.parameter].index_fill_(one.axis, torch.tensor(one.index), 0.0)
+        found = _score(tiny, module, criterion, units, tiny.examples(Train, 4))
+        assert found.argmin() == 5
+        assert found[5] == pytest.approx(0, abs=1e-9)
 
 
 def test_where_slices_cross_a_weight_counts_once() -> None:

@@ -61,7 +61,8 @@ def test_a_threshold_of_zero_changes_nothing(tiny_checkpoint: Callable[[str], Ti
     kept = above(importance.ffn.ravel(), 0.0)
     assert set(range(importance.ffn.size)) - set(kept) == {7}
     rows = [tuple(i for i in range(64) if 64 * layer + i in set(kept)) for layer in range(2)]
-    without = mask(module, Removal((0, 1), tuple(rows), ((), ())))
+    heads = (tuple(range(structure.groups)),) * 2
+    without = mask(module, Removal((0, 1), tuple(rows), heads))
     assert torch.equal(without(**feeds).logits, expected)
     assert len(uniform(importance.ffn, kept)[0]) == 64
     for criterion in ("magnitude", "wanda", "taylor", "fisher"):
