@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from exporter.errors import ExporterError, InputError
     from exporter.pipeline import Result, export
     from exporter.planning import Plan, plan
+    from exporter.ranking import importance
     from exporter.recheck import check
     from exporter.recipe import Recipe, load_recipe
     from exporter.report.comparison import Comparison
@@ -41,6 +42,7 @@ __all__ = [
     "check",
     "compare",
     "export",
+    "importance",
     "load_artifact",
     "load_recipe",
     "load_target",
@@ -62,6 +64,7 @@ _HOME = {
     "check": "recheck",
     "compare": "comparing",
     "export": "pipeline",
+    "importance": "ranking",
     "load_artifact": "artifact",
     "load_recipe": "recipe",
     "load_target": "target",

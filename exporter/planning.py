@@ -181,6 +181,7 @@ def _steps(candidate: Candidate, target: Target) -> tuple[str, ...]:
                 ("layers", "layers"),
                 ("heads", "attention heads"),
                 ("ffn", "feed-forward units"),
+                ("hidden", "hidden width"),
             )
             if getattr(candidate.pruning, part)
         ]

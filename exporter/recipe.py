@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -13,6 +13,20 @@ from exporter.toml import read_toml, validated
 # exporter/models/tasks/NAME.py (dashes become underscores).
 SCHEMES = ("none", "dynamic-int8", "static-int8", "int8-weights", "int4-weights", "float16")
 TASKS = ("text-generation", "text-classification", "feature-extraction", "image-classification")
+
+_UNITS = ("ffn", "head", "group", "hidden", "channel", "row", "column")
+# A criterion NAME lives in exporter/compress/criteria/NAME.py; beside it, what it can score.
+CRITERIA: dict[str, tuple[str, ...]] = {
+    "magnitude": ("weight", *_UNITS, "layer"),
+    "magnitude-l1": ("weight", *_UNITS, "layer"),
+    "wanda": ("weight", *_UNITS),
+    "taylor": ("weight", *_UNITS, "layer"),
+    "fisher": ("weight", *_UNITS, "layer"),
+    "mask-gradient": ("ffn", "head", "group", "channel", "layer"),
+    "obs": ("weight", *_UNITS, "layer"),
+    "block-influence": ("layer",),
+    "ablation": (*_UNITS, "layer"),
+}
 
 
 class _Table(BaseModel):
@@ -27,23 +41,40 @@ class Pruning(_Table):
         0.0, ge=0, lt=1, description="Share of attention heads (whole KV groups) removed."
     )
     layers: float = Field(0.0, ge=0, lt=1, description="Share of whole layers removed.")
+    hidden: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the hidden width removed, from every layer at once; BERT's and "
+        "GPT-2's heads shrink with it.",
+    )
     sparsity: float = Field(
         0.0, ge=0, lt=1, description="Share of single weights set to zero: download size only."
     )
-    criterion: Literal["magnitude", "wanda"] = Field(
-        "wanda", description="How importance is scored."
+    criterion: str = Field(
+        "wanda", description=f"How importance is scored: one of {', '.join(CRITERIA)}."
     )
     examples: int = Field(128, ge=1, description="Training examples that importance looks at.")
 
     @property
     def structured(self) -> bool:
         """True when units are physically removed."""
-        return bool(self.ffn or self.heads or self.layers)
+        return bool(self.ffn or self.heads or self.layers or self.hidden)
 
     @model_validator(mode="after")
     def _something(self) -> Pruning:
         if not (self.structured or self.sparsity):
-            raise ValueError("removes nothing; set ffn, heads, layers or sparsity above 0")
+            raise ValueError("removes nothing; set ffn, heads, layers, hidden or sparsity above 0")
+        scored = CRITERIA.get(self.criterion)
+        if scored is None:
+            raise ValueError(f"unknown criterion '{self.criterion}'; known: {', '.join(CRITERIA)}")
+        parts = (("ffn", "ffn"), ("heads", "group"), ("hidden", "hidden"), ("sparsity", "weight"))
+        for name, kind in parts:
+            if getattr(self, name) and kind not in scored:
+                able = ", ".join(c for c, kinds in CRITERIA.items() if kind in kinds)
+                raise ValueError(
+                    f"{self.criterion} cannot score what {name} removes; take one of {able}"
+                )
         return self
 
 

@@ -46,6 +46,8 @@ TOP = (
     "verifying",
     "comparing",
     "planning",
+    "weighing",
+    "ranking",
     "display",
     "exits",
     "cli",

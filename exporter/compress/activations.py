@@ -69,6 +69,29 @@ def watch(
             remedy="give data, or set criterion = 'magnitude'.",
         )
     examples.require(Train)
+    names = forward_names(module)
+    batches = -(-len(examples.feeds) // batch_size)
+    with (
+        torch.no_grad(),
+        evaluating(module),
+        observing(observers) as masked_by,
+        progress.stage("score importance", batches) as bar,
+    ):
+        for batch in examples.batches(batch_size, own_order(examples)):
+            feeds = tensors(batch, names)
+            masked_by(feeds.get("attention_mask"))
+            module(**feeds)
+            bar.advance()
+
+
+@contextmanager
+def observing(
+    observers: Mapping[nn.Module, Observer],
+) -> Iterator[Callable[[Tensor | None], None]]:
+    """Show each part's rows to its observer meanwhile.
+
+    Yields what is to be told each batch's attention mask before the module runs.
+    """
     mask: list[Tensor | None] = [None]
 
     def hook(observer: Observer) -> Callable[..., None]:
@@ -78,18 +101,14 @@ def watch(
 
         return see
 
-    names = forward_names(module)
-    batches = -(-len(examples.feeds) // batch_size)
-    with ExitStack() as hooks, torch.no_grad(), evaluating(module):
+    def masked_by(value: Tensor | None) -> None:
+        mask[0] = value
+
+    with ExitStack() as hooks:
         for part, observer in observers.items():
             handle = part.register_forward_hook(hook(observer), with_kwargs=True)
             hooks.callback(handle.remove)
-        with progress.stage("score importance", batches) as bar:
-            for batch in examples.batches(batch_size, own_order(examples)):
-                feeds = tensors(batch, names)
-                mask[0] = feeds.get("attention_mask")
-                module(**feeds)
-                bar.advance()
+        yield masked_by
 
 
 def tensors(batch: Batch, names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -44,6 +44,22 @@ def spread(total: int, limit: int) -> list[int]:
     return [i * total // number for i in range(number)]
 
 
+def few_feeds(examples: Examples[Train], count: int) -> Examples[Train]:
+    """At most `count` feeds, evenly from all examples: long documents would cost minutes."""
+    if len(examples.feeds) <= count:
+        return examples
+    chosen = spread(len(examples.feeds), count)
+    return Examples(
+        examples.role,
+        examples.ids,
+        tuple(examples.feeds[i] for i in chosen),
+        tuple(examples.owner[i] for i in chosen),
+        examples.labels,
+        examples.pad,
+        examples.meta,
+    )
+
+
 def _lengths(examples: Examples[Any]) -> list[int]:
     """The length of each feed that decides how much padding a batch needs."""
     return [

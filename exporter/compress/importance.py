@@ -1,31 +1,34 @@
-"""Importance: how much each group of coupled weights, and each weight, matters, 0 to 1.
+"""Importance: how much the performance hangs on each unit and each weight, 0 to 1.
 
-`magnitude` looks at the weights alone. `wanda` multiplies each weight by the norm of the
-input it meets on training data (Sun et al., arXiv:2306.11695), summed over what leaves a
-feed-forward unit or a KV group; layers are ranked by how far they turn the residual stream
-(block influence, Men et al., arXiv:2403.03853). Only sums of squares are kept, so memory
-does not grow with the data.
+What a unit is say `units`, how it is scored say `criteria`, each in a file of its own. Here raw
+effects become shares: the largest of its kind (within its layer, for heads and feed-forward
+units, of which every layer keeps equally many) has importance 1, and 0 is what has no effect.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exporter.compress.activations import watch
-from exporter.compress.families import Projection
-from exporter.compress.structure import Structure, is_transposed, matrix_of
+from exporter.compress.criteria import Scene, can_score, get_criterion
+from exporter.compress.criteria import Scored as Scored
+from exporter.compress.matrices import prunable_weights as prunable_weights
+from exporter.compress.matrices import rows_axis
+from exporter.compress.statistics import Wanted, collect
+from exporter.compress.structure import Structure
+from exporter.compress.units import Unit, structure_units, units_along
+from exporter.errors import ProfileError
 from exporter.models.examples import Examples, Train
-from exporter.models.tasks import SILENT
+from exporter.models.tasks import SILENT, Task
 from exporter.progress import Progress
+from exporter.recipe import CRITERIA
 
-Criterion = Literal["magnitude", "wanda"]
-Scored = NDArray[np.float64]
+LAYERS = "block-influence"  # what ranks layers where a criterion cannot
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,15 @@ class Importance:
 
     Attributes:
         ffn: (layers, units), scaled within each layer.
-        groups: (layers, groups), scaled within each layer; (layers, 0) where heads stay.
+        groups: (layers, groups), scaled within each layer.
         layers: (layers,).
+        hidden: (width,) of the residual stream; None where its axes were not given.
     """
 
     ffn: Scored
     groups: Scored
     layers: Scored
+    hidden: Scored | None = None
 
 
 def score_structure(
@@ -48,173 +53,158 @@ def score_structure(
     structure: Structure,
     examples: Examples[Train] | None,
     *,
-    criterion: Criterion = "wanda",
+    criterion: str = "wanda",
+    task: Task | None = None,
+    hidden: Mapping[str, tuple[int, ...]] | None = None,
     batch_size: int = 8,
+    damping: float | None = None,
+    scratch: Path | None = None,
     progress: Progress = SILENT,
 ) -> Importance:
-    """Score feed-forward units, KV groups and layers of a module.
+    """Score feed-forward units, KV groups, layers and hidden channels of a module.
 
-    The order in which examples lie does not matter: they are visited in an order of their own.
+    Layers are ranked by block influence where the criterion cannot; a kind that it cannot score
+    at all is given equal scores, and the recipe refuses to remove it by them. The order in which
+    examples lie does not matter: they are visited in an order of their own.
+
+    Args:
+        task: needed by criteria that look at the loss.
+        hidden: parameter name -> axes that run over the residual stream, to score its channels.
 
     Raises:
-        DataError: `wanda` without training examples.
+        DataError: the criterion needs training examples, or labels, and there are none.
+        ModelError: a weight or an activation is NaN or infinite.
+        ProfileError: there is no such criterion.
     """
-    blocks = structure.blocks(module)
-    family = structure.family
-    if criterion == "magnitude":
-        ffn = [_size(structure, b, family.ffn_in, family.ffn_out, structure.ffn) for b in blocks]
-        groups = [
-            _size(structure, b, family.attention_in, family.attention_out, structure.groups)
-            for b in blocks
-        ]
-        layers = [
-            sum(float(p.detach().double().square().sum()) for p in b.parameters()) for b in blocks
-        ]
-        return _scaled(ffn, groups, [value**0.5 for value in layers])
-
-    outs = [b.get_submodule(n) for b in blocks for n in (family.ffn_out, family.attention_out) if n]
-    norms = {part: _Energy() for part in outs}
-    turns = {block: _Turn() for block in blocks}
-    watch(module, examples, batch_size, {**norms, **turns}, progress)
-
-    def leaving(block: nn.Module, name: str, count: int) -> Scored:
-        if not count:
-            return np.zeros(0)
-        columns = matrix_of(block, name).detach().double().square().sum(0)  # (in,) from (out, in)
-        energy = columns * norms[block.get_submodule(name)].total
-        return energy.view(count, -1).sum(1).sqrt().numpy()
-
-    return _scaled(
-        [leaving(b, family.ffn_out, structure.ffn) for b in blocks],
-        [leaving(b, family.attention_out, structure.groups) for b in blocks],
-        [max(turn.total / max(turn.count, 1), 0.0) for turn in turns.values()],
+    ffn = structure_units(module, structure, "ffn")
+    groups = structure_units(module, structure, "group")
+    layers = structure_units(module, structure, "layer")
+    channels: list[Unit] = []
+    if hidden:
+        width = min(dict(module.named_parameters())[n].shape[a] for n, (a, *_) in hidden.items())
+        channels = units_along(module, "hidden", hidden, width)
+    by_layers = criterion
+    if not can_score(_known(criterion), "layer"):
+        by_layers = LAYERS
+    parts = [(criterion, ffn), (criterion, groups), (by_layers, layers), (criterion, channels)]
+    parts = [
+        (name, units if units and can_score(name, units[0].kind) else []) for name, units in parts
+    ]
+    found = score_units(
+        module,
+        parts,
+        examples,
+        task=task,
+        batch_size=batch_size,
+        damping=damping,
+        scratch=scratch,
+        progress=progress,
     )
+
+    def table(values: Scored, count: int) -> Scored:
+        if not len(values):
+            return np.ones((structure.layers, count))
+        rows = values.reshape(structure.layers, count)
+        return np.stack([shares(row) for row in rows])
+
+    return Importance(
+        table(found[0], structure.ffn),
+        table(found[1], structure.groups),
+        shares(found[2]),
+        shares(found[3]) if len(found[3]) else None,
+    )
+
+
+def score_units(
+    module: nn.Module,
+    parts: Sequence[tuple[str, Sequence[Unit]]],
+    examples: Examples[Train] | None,
+    *,
+    task: Task | None = None,
+    batch_size: int = 8,
+    damping: float | None = None,
+    scratch: Path | None = None,
+    progress: Progress = SILENT,
+) -> list[Scored]:
+    """Raw effects of units, each list by its criterion; one run over the data serves them all.
+
+    Args:
+        parts: criterion and units; each result is (units,), in their order.
+
+    Raises:
+        As `score_structure`.
+    """
+    wanted = Wanted()
+    for name, units in parts:
+        if units:
+            wanted |= get_criterion(name).wants(module, units, False)
+    statistics = collect(
+        module, task, examples, wanted, batch_size=batch_size, scratch=scratch, progress=progress
+    )
+    scene = Scene(module, task, examples, statistics, damping, scratch, progress)
+    return [
+        get_criterion(name).units(scene, units) if units else np.zeros(0) for name, units in parts
+    ]
 
 
 def score_weights(
     module: nn.Module,
     examples: Examples[Train] | None,
-    criterion: Criterion = "wanda",
+    criterion: str = "wanda",
     *,
+    task: Task | None = None,
     batch_size: int = 8,
+    damping: float | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Tensor]:
     """Score every weight that may become zero, by parameter name, in the parameter's shape.
 
-    With `magnitude` a score is |w| as a share of its matrix's largest. With `wanda` it is the
-    rank within its output row, so that a threshold takes the same share from every row.
+    A score is the share of its matrix's largest. With `wanda` it is the rank within its output
+    row, so that a threshold takes the same share from every row. A weight without any effect has
+    0 with every criterion.
 
     Raises:
-        DataError: `wanda` without training examples.
+        As `score_structure`.
     """
-    weights = prunable_weights(module)
-    if criterion == "magnitude":
-        return {
-            name: _share(part.weight.detach().abs())  # type: ignore[operator]
-            for name, part in weights.items()
-        }
-    norms = {part: _Energy() for part in weights.values()}
-    watch(module, examples, batch_size, norms, progress)
-    scores = {}
-    for name, part in weights.items():
-        weight = part.weight
-        assert isinstance(weight, Tensor)
-        rows = weight.detach().abs()
-        rows = rows.T if is_transposed(part) else rows
-        if norms[part].seen:  # a layer that the data never reached is ranked by size alone
-            rows = rows * _meeting(part, norms[part].total.sqrt().float())
-        flat = rows.flatten(1)
-        ranks = flat.argsort(dim=1, stable=True).argsort(dim=1, stable=True).float()
-        ranked = (ranks / max(flat.shape[1] - 1, 1)).view(rows.shape)
-        scores[name] = (ranked.T if is_transposed(part) else ranked).contiguous()
-    return scores
+    if not can_score(_known(criterion), "weight"):
+        raise ProfileError(
+            "pruning.criterion",
+            "must score single weights to set some to zero",
+            got=criterion,
+            remedy=f"take one of {', '.join(c for c in CRITERIA if 'weight' in CRITERIA[c])}.",
+        )
+    scorer = get_criterion(criterion)
+    wanted = scorer.wants(module, (), True)
+    statistics = collect(module, task, examples, wanted, batch_size=batch_size, progress=progress)
+    effects = scorer.weights(Scene(module, task, examples, statistics, damping, None, progress))
+    if criterion != "wanda":
+        return {name: _share(values).float() for name, values in effects.items()}
+    parts = prunable_weights(module)
+    return {name: _ranked(values, rows_axis(parts[name])) for name, values in effects.items()}
 
 
-def prunable_weights(module: nn.Module) -> dict[str, nn.Module]:
-    """Matrices and kernels whose weights may become zero: parameter name -> its layer.
-
-    Embeddings, everything tied to them, and the output projection of a language model stay.
-    """
-    kept = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    head = getattr(module, "get_output_embeddings", lambda: None)()
-    if head is not None and getattr(head, "weight", None) is not None:
-        kept.add(id(head.weight))
-    return {
-        f"{name}.weight" if name else "weight": part
-        for name, part in module.named_modules()
-        if (isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d) or is_transposed(part))
-        and id(part.weight) not in kept
-    }
+def shares(values: Scored) -> Scored:
+    """Non-negative effects as shares of the largest; what is no number any more counts as it."""
+    finite = values[np.isfinite(values)]
+    largest = finite.max(initial=0.0)
+    known = np.where(np.isfinite(values), values, largest)
+    return known / largest if largest > 0 else np.zeros_like(values)
 
 
-@dataclass
-class _Energy:
-    """Sum of squares of each input feature, (in,) float64."""
-
-    total: Tensor = field(default_factory=lambda: torch.zeros(()))
-    seen: bool = False
-
-    def __call__(self, entered: Tensor, left: Tensor) -> None:
-        self.total = self.total + entered.double().square().sum(0)
-        self.seen = True
-
-
-@dataclass
-class _Turn:
-    """Sum over positions of 1 − cosine between what enters a layer and what leaves it."""
-
-    total: float = 0.0
-    count: int = 0
-
-    def __call__(self, entered: Tensor, left: Tensor) -> None:
-        turn = 1 - nn.functional.cosine_similarity(entered.double(), left.double(), dim=-1)
-        self.total += float(turn.sum())
-        self.count += turn.numel()
-
-
-def _size(
-    structure: Structure,
-    block: nn.Module,
-    into: tuple[Projection, ...],
-    out: str,
-    count: int,
-) -> Scored:
-    """Norm of all weights of each of `count` units of a layer: its rows in, its columns out."""
-    if not count:
-        return np.zeros(0)
-    total = matrix_of(block, out).detach().double().square().sum(0).view(count, -1).sum(1)
-    for projection in into:
-        rows = matrix_of(block, projection.name).detach().double().square().sum(1)
-        sizes = [count * structure.width(segment) for segment in projection.segments]
-        for part in torch.split(rows, sizes):
-            total = total + part.view(count, -1).sum(1)
-    return total.sqrt().numpy()
-
-
-def _meeting(part: nn.Module, norms: Tensor) -> Tensor:
-    """The input norm that each weight of a layer meets, broadcastable to its weight."""
-    if not isinstance(part, nn.Conv1d | nn.Conv2d):
-        return norms  # (in,) against (out, in)
-    out = part.out_channels
-    each = norms.view(part.groups, -1).repeat_interleave(out // part.groups, 0)  # (out, in/groups)
-    return each.view(*each.shape, *[1] * len(part.kernel_size))
+def _known(criterion: str) -> str:
+    get_criterion(criterion)
+    return criterion
 
 
 def _share(values: Tensor) -> Tensor:
-    """Non-negative values as shares of the largest."""
     largest = values.max()
     return values / largest if float(largest) > 0 else values
 
 
-def _scaled(ffn: list[Scored], groups: list[Scored], layers: list[float]) -> Importance:
-    """Raw scores with the largest of each layer, or of all layers, at 1."""
-
-    def shares(values: Scored) -> Scored:
-        largest = values.max(initial=0.0)
-        return values / largest if largest > 0 else np.zeros_like(values)
-
-    return Importance(
-        np.stack([shares(row) for row in ffn]),
-        np.stack([shares(row) for row in groups]),
-        shares(np.asarray(layers, np.float64)),
-    )
+def _ranked(values: Tensor, rows: int) -> Tensor:
+    """Ranks within each output row, from 1 / width to 1; 0 for no effect at all."""
+    turned = values.transpose(0, rows) if rows else values
+    flat = turned.flatten(1)
+    ranks = flat.argsort(dim=1, stable=True).argsort(dim=1, stable=True).float()
+    ranked = torch.where(flat > 0, (ranks + 1) / flat.shape[1], 0.0).view(turned.shape)
+    return (ranked.transpose(0, rows) if rows else ranked).contiguous()

@@ -11,16 +11,15 @@ import torch
 from torch import nn
 
 from exporter.compress.activations import tensors
-from exporter.compress.batching import spread
-from exporter.compress.importance import score_structure, score_weights
-from exporter.compress.plan import plan_removal, summary
-from exporter.compress.removal import remove
+from exporter.compress.batching import few_feeds
+from exporter.compress.importance import score_weights
 from exporter.compress.sparsity import sparsify, sparsity_of
 from exporter.compress.structure import (
     nonzero_count,
     parameter_count,
     structure_of,
 )
+from exporter.compress.structured import cut
 from exporter.models.examples import Examples, Train
 from exporter.models.runner import forward_names, named_outputs
 from exporter.models.tasks import SILENT, Task
@@ -63,7 +62,7 @@ def prune(
         ProfileError: a ratio would leave nothing.
     """
     examples.require(Train)
-    examples = _spread(examples, pruning.examples)
+    examples = few_feeds(examples, pruning.examples)
     removed: dict[str, Any] = {}
     skipped: list[str] = []
     result = module
@@ -72,22 +71,12 @@ def prune(
         kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
         skipped.append(f"no units of a {kind} model can be removed: its family is not supported")
     elif pruning.structured and structure is not None:
-        importance = score_structure(
-            module,
-            structure,
-            examples,
-            criterion=pruning.criterion,
-            batch_size=BATCH,
-            progress=progress,
+        result, removed, skipped = cut(
+            module, structure, task, examples, pruning, batch_size=BATCH, progress=progress
         )
-        removal = plan_removal(structure, importance, pruning)
-        skipped += removal.skipped
-        removed = summary(structure, importance, removal)
-        if removed:
-            result = remove(module, removal)
     if pruning.sparsity:
         scores = score_weights(
-            result, examples, pruning.criterion, batch_size=BATCH, progress=progress
+            result, examples, pruning.criterion, task=task, batch_size=BATCH, progress=progress
         )
         if scores:
             result = sparsify(result, pruning.sparsity, scores)
@@ -125,19 +114,3 @@ def _divergence(
     original.train(training)
     pruned.train(training)
     return float(np.mean(losses))
-
-
-def _spread(examples: Examples[Train], count: int) -> Examples[Train]:
-    """At most `count` feeds, evenly from all examples: long documents would cost minutes."""
-    if len(examples.feeds) <= count:
-        return examples
-    chosen = spread(len(examples.feeds), count)
-    return Examples(
-        examples.role,
-        examples.ids,
-        tuple(examples.feeds[i] for i in chosen),
-        tuple(examples.owner[i] for i in chosen),
-        examples.labels,
-        examples.pad,
-        examples.meta,
-    )

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exporter.compress.hidden import cut_hidden, mask_hidden
 from exporter.compress.structure import (
     Structure,
+    build,
     is_transposed,
     matrix_of,
     shrunk_config,
@@ -27,12 +29,15 @@ class Removal:
         ffn, groups: for each layer that stays, indices of the units and KV groups that stay,
             ascending; the same number in every layer.
         skipped: what was asked for and cannot be done, a sentence each.
+        hidden: channels of the residual stream that stay, ascending; None: all of them. Where heads
+            follow the width, `groups` must say as many heads as fit it.
     """
 
     layers: tuple[int, ...]
     ffn: tuple[tuple[int, ...], ...]
     groups: tuple[tuple[int, ...], ...]
     skipped: tuple[str, ...] = ()
+    hidden: tuple[int, ...] | None = None
 
 
 def remove(module: nn.Module, removal: Removal) -> nn.Module:
@@ -43,22 +48,15 @@ def remove(module: nn.Module, removal: Removal) -> nn.Module:
     """
     structure = _known(module)
     config = shrunk_config(
-        module,
         structure,
         layers=removal.layers,
         ffn=len(removal.ffn[0]),
         groups=len(removal.groups[0]),
+        hidden=structure.hidden if removal.hidden is None else len(removal.hidden),
     )
-    weights = _kept_weights(module, structure, removal)
-    kind: Any = type(module)
     original: Any = module
-    with torch.random.fork_rng(devices=[]):  # the initial weights are all replaced
-        smaller: nn.Module = kind._from_config(
-            config,
-            dtype=next(module.parameters()).dtype,
-            attn_implementation=original.config._attn_implementation,
-        )
-    smaller.load_state_dict(weights, strict=True)
+    smaller = build(module, config)
+    smaller.load_state_dict(_kept_weights(module, structure, removal), strict=True)
     if getattr(original, "generation_config", None) is not None:
         smaller.generation_config = copy.deepcopy(original.generation_config)
     return smaller.train(module.training)
@@ -67,7 +65,8 @@ def remove(module: nn.Module, removal: Removal) -> nn.Module:
 def mask(module: nn.Module, removal: Removal) -> nn.Module:
     """A copy of `module`, full size, in which the units that go have no effect.
 
-    It computes what `remove` computes; layers that go pass their input on.
+    It computes what `remove` computes: layers that go pass their input on, and norms take their
+    statistics over the channels of the residual stream that stay.
     """
     structure = _known(module)
     masked = copy.deepcopy(module)
@@ -77,13 +76,12 @@ def mask(module: nn.Module, removal: Removal) -> nn.Module:
         for index, units, groups in zip(removal.layers, removal.ffn, removal.groups, strict=True):
             gone = sorted(set(range(structure.ffn)) - set(units))
             matrix_of(blocks[index], family.ffn_out)[:, gone] = 0
-            if family.attention_out:
-                width = structure.width("query")
-                lost = set(range(structure.groups)) - set(groups)
-                columns = [g * width + i for g in sorted(lost) for i in range(width)]
-                matrix_of(blocks[index], family.attention_out)[:, columns] = 0
+            lost = sorted(set(range(structure.groups)) - set(groups))
+            matrix_of(blocks[index], family.attention_out)[:, structure.features(lost)] = 0
     for index in set(range(structure.layers)) - set(removal.layers):
         blocks[index].register_forward_hook(_pass_on, with_kwargs=True)
+    if removal.hidden is not None:
+        mask_hidden(masked, structure, removal.hidden)
     return masked
 
 
@@ -98,9 +96,10 @@ def _kept_weights(module: nn.Module, structure: Structure, removal: Removal) -> 
     family = structure.family
     prefix = f"{structure.stack}."
     state = module.state_dict()
+    if removal.hidden is not None:
+        state = cut_hidden(state, module, structure, removal.hidden)
     kept = {name: value for name, value in state.items() if not name.startswith(prefix)}
     blocks = structure.blocks(module)
-    width = structure.width("query")
     for new, (old, units, groups) in enumerate(
         zip(removal.layers, removal.ffn, removal.groups, strict=True)
     ):
@@ -108,10 +107,12 @@ def _kept_weights(module: nn.Module, structure: Structure, removal: Removal) -> 
             p.name: structure.rows(p, units=units, groups=groups)
             for p in (*family.ffn_in, *family.attention_in)
         }
-        columns = {family.ffn_out: list(units)}
-        if family.attention_out:
-            columns[family.attention_out] = [g * width + i for g in groups for i in range(width)]
-        for name, value in blocks[old].state_dict().items():
+        columns = {
+            family.ffn_out: list(units),
+            family.attention_out: structure.features(groups),
+        }
+        for name in blocks[old].state_dict():
+            value = state[f"{prefix}{old}.{name}"]
             owner, _, kind = name.rpartition(".")
             if owner in rows:
                 turned = kind == "weight" and is_transposed(blocks[old].get_submodule(owner))

@@ -26,27 +26,32 @@ from exporter.report.wording import VERDICT_MARKS, measured, number, plain, with
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
-def to_html(report: Report) -> str:
-    """The report as one HTML document."""
+def environment() -> Any:
+    """What renders a template: all that comes from users is escaped, absent names are errors."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["plain"] = plain
-    environment.filters["number"] = number
-    environment.filters["glued"] = _glued
-    template = environment.get_template("report.html")
+    made.filters["plain"] = plain
+    made.filters["number"] = number
+    made.filters["glued"] = _glued
+    return made
+
+
+def to_html(report: Report) -> str:
+    """The report as one HTML document."""
+    template = environment().get_template("report.html")
     rows = budget_rows(report)
     language = report.model.get("task") == "text-generation"
     slice_metric = f"worst_slice_{'perplexity_ratio' if language else 'drop_points'}"
     drawn = (scatter(report, WIDE), scatter(report, NARROW))
     times = (distributions(report, WIDE_TIMES), distributions(report, NARROW_TIMES))
-    return template.render(
+    text: str = template.render(
         report=report,
         mark=VERDICT_MARKS[report.verdict],
         marks=VERDICT_MARKS,
@@ -75,6 +80,7 @@ def to_html(report: Report) -> str:
         parity_cases=len((report.parity or {}).get("cases") or ()),
         kernels=_kernels(report.audit or {}),
     )
+    return text
 
 
 def _setting(report: Report) -> str:

@@ -1,0 +1,56 @@
+"""Structured pruning of a transformer: score, plan, remove."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from exporter.compress.hidden import score_hidden
+from exporter.compress.importance import score_structure
+from exporter.compress.plan import plan_removal, summary
+from exporter.compress.removal import remove
+from exporter.compress.structure import Structure
+from exporter.models.examples import Examples, Train
+from exporter.models.tasks import SILENT, Task
+from exporter.progress import Progress
+from exporter.recipe import Pruning
+
+
+def cut(
+    module: nn.Module,
+    structure: Structure,
+    task: Task,
+    examples: Examples[Train],
+    pruning: Pruning,
+    *,
+    batch_size: int,
+    progress: Progress = SILENT,
+) -> tuple[nn.Module, dict[str, Any], list[str]]:
+    """Remove what the recipe asks for and the module's config can say.
+
+    Returns:
+        The result (`module` itself if nothing could be removed), what went, JSON-ready, and
+        what was asked for and cannot be done, a sentence each.
+
+    Raises:
+        ProfileError: a ratio would leave nothing.
+    """
+    importance = score_structure(
+        module,
+        structure,
+        examples,
+        criterion=pruning.criterion,
+        task=task,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    channels = None
+    if pruning.hidden and "hidden" not in structure.skipped:
+        channels = score_hidden(
+            module, structure, examples, batch_size=batch_size, progress=progress
+        )
+    removal = plan_removal(structure, importance, pruning, channels)
+    removed = summary(structure, importance, removal, channels)
+    result = remove(module, removal) if removed else module
+    return result, removed, list(removal.skipped)
