@@ -11,6 +11,7 @@ ExporterError             4  the tool itself failed
 │   └── Interrupted          stopped by the user; the next run resumes
 ├── ExportError           4  a model that should export did not
 │   └── ParityError          it exported, and computes something else
+├── RecoveryError         4  a pruned model that should be trained cannot be
 ├── QuantizeError         4  a quantization scheme failed or silently did nothing
 └── DeviceError           4  a device, or a process measuring on it, failed
     ├── DeviceTimeout        it did not finish in time; it was stopped
@@ -95,6 +96,10 @@ class ExportError(ExporterError):
 
 class ParityError(ExportError):
     """The exported graph computes something else than the module it came from."""
+
+
+class RecoveryError(ExporterError):
+    """A pruned model that should be fine-tuned answers what no training can start from."""
 
 
 class QuantizeError(ExporterError):

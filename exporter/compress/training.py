@@ -1,0 +1,323 @@
+"""Training: one run of optimizer steps, from the student as it is to what it was at its best."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from exporter.compress.batching import training_order
+from exporter.compress.looks import Look, Looking
+from exporter.compress.low_rank import add_adapters, merge_adapters
+from exporter.compress.matching import check_layers, hidden_width, layer_count
+from exporter.compress.replicas import (
+    average_buffers,
+    from_all,
+    from_first,
+    parts,
+    random_state,
+    restore_random,
+)
+from exporter.compress.resume import load_checkpoint, save_checkpoint
+from exporter.compress.sparsity import zero_masks
+from exporter.compress.steps import (
+    keep_zeros,
+    learned_state,
+    load_learned,
+    optimizer_of,
+    schedule,
+    set_training,
+    wants_bfloat16,
+)
+from exporter.compress.teaching import Answering, Learner, hidden_pairs, hidden_projection
+from exporter.errors import DataError, ModelError, RecoveryError
+from exporter.models.examples import Development, Examples, Train
+from exporter.models.tasks import Task
+from exporter.progress import Progress
+from exporter.recipe import FineTune
+
+CLIP = 1.0
+
+
+@dataclass(frozen=True)
+class FineTuneResult:
+    """The module as it was best on development data.
+
+    Attributes:
+        module: the student, trained in place.
+        history: one entry a look: `step`, `train_loss` (None at step 0), `development_loss`;
+            with a teacher also `gap` and `gap_high`, the loss beyond the teacher's and its
+            upper bound.
+        best_step: the look that `module` is from; 0 if training never helped.
+        development_loss: at that look; the task's loss, or the distillation loss where the
+            data has no labels. None if there was no loss to look at.
+        gap_high: at that look; None without a teacher.
+        trials: development loss by weight of distillation, where trials chose it.
+    """
+
+    module: nn.Module
+    history: list[dict[str, float | int | None]]
+    best_step: int
+    development_loss: float | None
+    gap_high: float | None = None
+    trials: dict[float, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a student is trained with; trials and the training itself share it.
+
+    Attributes:
+        accelerator: the processes that train together.
+        teacher: None trains on the task's loss alone.
+        layers: for each of the student's layers, the teacher's that it came from; None spreads
+            them evenly.
+    """
+
+    accelerator: Accelerator
+    teacher: nn.Module | None
+    task: Task
+    examples: Examples[Train]
+    development: Examples[Development]
+    layers: Sequence[int] | None
+    seed: int
+
+    def run(
+        self, student: nn.Module, options: FineTune, scratch: Path, progress: Progress
+    ) -> FineTuneResult:
+        """Train `student` in place with a fixed weight of distillation."""
+        accelerator, teacher = self.accelerator, self.teacher
+        identity = self._identity(student, options)
+        masks = zero_masks(student)
+        if options.rank is not None:
+            add_adapters(student, options.rank, masks, seed=self.seed)
+            masks = {}  # the adapters hold them
+        masks = {name: zeros.to(accelerator.device) for name, zeros in masks.items()}
+        learner = self._learner(student, options)
+        optimizer = optimizer_of(learner)
+        looking = Looking(
+            accelerator, self.task, self.development, options.batch_size, learner.teaching
+        )
+        replica, optimizer = accelerator.prepare(learner, optimizer)
+
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(self.seed + accelerator.process_index)
+            state = load_checkpoint(scratch, identity) if accelerator.is_main_process else None
+            state = from_first(accelerator, state)
+            if state is None:
+                first = looking(learner.answering)
+                if first is None:
+                    _refuse_unlabelled(teacher, options)
+                    progress.note(
+                        "fine-tuning skipped: the data has no labels and there is no teacher"
+                    )
+                    return FineTuneResult(student.eval(), [], 0, None)
+                _refuse_unsound(first)
+                state = {
+                    "step": 0,
+                    "history": [_entry(0, None, first)],
+                    "best": learned_state(student),
+                    "best_step": 0,
+                    "best_score": first.score,
+                    "stale": 0,
+                    "finished": _close_enough(first, options),
+                }
+            else:
+                load_learned(learner, state["model"])
+                optimizer.load_state_dict(state["optimizer"])
+                restore_random(state["random"][accelerator.process_index])
+
+            start = int(state["step"])
+            with progress.stage("fine-tune", options.steps) as bar:
+                bar.advance(start)
+                losses: list[Tensor] = []
+                order = islice(
+                    training_order(self.examples, options.batch_size, self.seed), start, None
+                )
+                for step in range(start + 1, options.steps + 1):
+                    if state["finished"]:
+                        break
+                    set_training(student, dropout=teacher is None)
+                    for group in optimizer.param_groups:
+                        group["lr"] = options.learning_rate * schedule(step, options.steps)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss = self._backward(replica, next(order), options)
+                    keep_zeros(student, masks)
+                    norm = nn.utils.clip_grad_norm_(learner.parameters(), CLIP)
+                    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                        progress.note(f"fine-tuning stopped: loss is not finite at step {step}")
+                        break
+                    optimizer.step()
+                    losses.append(loss)
+                    if step % options.evaluate_every == 0 or step == options.steps:
+                        average_buffers(accelerator, student)
+                        found = looking(learner.answering)
+                        assert found is not None
+                        trained = sum(map(float, losses)) / len(losses)
+                        losses.clear()
+                        state["history"].append(_entry(step, trained, found))
+                        if found.score < state["best_score"]:
+                            state |= {"best": learned_state(student), "best_score": found.score}
+                            state |= {"best_step": step, "stale": 0}
+                        else:
+                            state["stale"] += 1
+                        state["finished"] = state["stale"] >= options.patience or _close_enough(
+                            found, options
+                        )
+                        state |= {
+                            "step": step,
+                            "model": learned_state(learner),
+                            "optimizer": optimizer.state_dict(),
+                            "random": from_all(accelerator, random_state()),
+                        }
+                        if accelerator.is_main_process:
+                            save_checkpoint(scratch, identity, state)
+                    bar.advance()
+        load_learned(student, state["best"])
+        if options.rank is not None:
+            merge_adapters(student)
+        for module in (student, teacher):
+            if module is not None:
+                module.to("cpu")
+        return _result(student, state)
+
+    def _learner(self, student: nn.Module, options: FineTune) -> Learner:
+        """The student beside its teacher, on this process's device."""
+        device = self.accelerator.device
+        teacher = self.teacher
+        pairs: list[tuple[int, int]] = []
+        projection = None
+        if teacher is not None and options.hidden_weight:
+            ours, theirs = layer_count(student), layer_count(teacher)
+            widths = hidden_width(student), hidden_width(teacher)
+            if ours is None or theirs is None or widths[0] is None or widths[1] is None:
+                raise ModelError(
+                    "fine_tune.hidden_weight",
+                    "needs a config that tells num_hidden_layers and hidden_size",
+                    remedy="set it to 0.",
+                )
+            if self.layers is not None:
+                check_layers(tuple(self.layers), ours, theirs)
+            pairs = hidden_pairs(ours, theirs, self.layers)
+            projection = hidden_projection(widths[0], widths[1], self.seed)
+        assert options.distill_weight != "auto" or teacher is None
+        weight = 0.0 if options.distill_weight == "auto" else options.distill_weight
+        learner = Learner(
+            self._answering(student.to(device), options),
+            None if teacher is None else self._answering(teacher.to(device).eval(), options),
+            self.task,
+            distill_weight=weight,
+            temperature=options.temperature,
+            hidden_weight=options.hidden_weight,
+            layers=pairs,
+            projection=projection,
+        )
+        return learner.to(device)
+
+    def _answering(self, module: nn.Module, options: FineTune) -> Answering:
+        half = options.mixed_precision == "bfloat16"
+        if options.mixed_precision == "auto":
+            # Processes on unlike machines must do the same arithmetic.
+            half = all(
+                from_all(self.accelerator, wants_bfloat16(module, self.accelerator.device.type))
+            )
+        return Answering(module, self.accelerator.device, half=half)
+
+    def _backward(self, replica: nn.Module, chosen: list[int], options: FineTune) -> Tensor:
+        """Gradients of one batch, summed over its parts and averaged over processes; its loss."""
+        accelerator = self.accelerator
+        ours = parts(
+            chosen,
+            self.examples,
+            self.task,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            accumulate=options.accumulate,
+        )
+        total = torch.zeros((), device=accelerator.device)
+        for number, (indices, share) in enumerate(ours, 1):
+            batch = next(self.examples.batches(len(indices), indices))
+            if number < len(ours):
+                with accelerator.no_sync(replica):
+                    loss = replica(batch, share)
+                    accelerator.backward(loss)
+            else:
+                loss = replica(batch, share)
+                accelerator.backward(loss)
+            total = total + loss.detach()
+        reduced: Tensor = accelerator.reduce(total, "mean")
+        return reduced
+
+    def _identity(self, student: nn.Module, options: FineTune) -> str:
+        """What a checkpoint belongs to: another run's must not be picked up."""
+        processes = self.accelerator.num_processes
+        told = (options.model_dump(), self.seed, processes, self.layers and list(self.layers))
+        digest = hashlib.sha256(repr(told).encode())
+        data = (self.examples.ids, len(self.examples.feeds), self.development.ids)
+        digest.update(repr(data).encode())
+        for module in (student, self.teacher):
+            for name, value in module.state_dict().items() if module is not None else ():
+                digest.update(f"{name}{tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _result(student: nn.Module, state: Mapping[str, Any]) -> FineTuneResult:
+    best_step = int(state["best_step"])
+    best = next(entry for entry in state["history"] if entry["step"] == best_step)
+    return FineTuneResult(
+        student.eval(),
+        state["history"],
+        best_step,
+        best["development_loss"],
+        best.get("gap_high"),
+    )
+
+
+def _close_enough(look: Look, options: FineTune) -> bool:
+    """Whether the student is shown to be as good as asked for: more steps are not needed."""
+    return (
+        options.stop_gap is not None
+        and look.gap_high is not None
+        and look.gap_high <= options.stop_gap
+    )
+
+
+def _refuse_unlabelled(teacher: nn.Module | None, options: FineTune) -> None:
+    if teacher is not None and options.distill_weight == 0:
+        raise DataError(
+            "fine_tune.distill_weight",
+            "0 trains on the task's loss alone, which needs labels",
+            got="none",
+            remedy="raise it, or give labelled data.",
+        )
+
+
+def _refuse_unsound(first: Look) -> None:
+    if not math.isfinite(first.loss):
+        raise RecoveryError(
+            "fine-tune: the student's loss on development data is not a number before training; "
+            "remove less, or look for weights that are not finite."
+        )
+    if first.gap is not None and not math.isfinite(first.gap):
+        raise RecoveryError(
+            "fine-tune: the teacher's loss on development data is not a number; "
+            "look for weights that are not finite."
+        )
+
+
+def _entry(step: int, train: float | None, found: Look) -> dict[str, float | int | None]:
+    finite = found.loss if math.isfinite(found.loss) else None
+    entry: dict[str, float | int | None] = {"step": step}
+    entry |= {"train_loss": train, "development_loss": finite}
+    if found.gap is not None and math.isfinite(found.gap):
+        entry |= {"gap": found.gap, "gap_high": found.gap_high}
+    return entry
