@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from exporter.planning import Plan, plan
     from exporter.recheck import check
     from exporter.recipe import Recipe, load_recipe
+    from exporter.recovering import Recovery, fine_tune
     from exporter.report.comparison import Comparison
     from exporter.target import Target, load_target, target_names
     from exporter.verifying import Verification, verify
@@ -35,12 +36,14 @@ __all__ = [
     "InputError",
     "Plan",
     "Recipe",
+    "Recovery",
     "Result",
     "Target",
     "Verification",
     "check",
     "compare",
     "export",
+    "fine_tune",
     "load_artifact",
     "load_recipe",
     "load_target",
@@ -56,12 +59,14 @@ _HOME = {
     "InputError": "errors",
     "Plan": "planning",
     "Recipe": "recipe",
+    "Recovery": "recovering",
     "Result": "pipeline",
     "Target": "target",
     "Verification": "verifying",
     "check": "recheck",
     "compare": "comparing",
     "export": "pipeline",
+    "fine_tune": "recovering",
     "load_artifact": "artifact",
     "load_recipe": "recipe",
     "load_target": "target",

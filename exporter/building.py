@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -280,24 +278,6 @@ def _load(context: Context, checkpoint: Checkpoint | None) -> LoadedModule:
 def _save_checkpoint(context: Context, module: Any, out: Path) -> None:
     """Write an ordinary checkpoint, preprocessor included, to `out/checkpoint`."""
     from exporter.models.load import load_preprocessor
+    from exporter.models.save import save_checkpoint
 
-    directory = out / "checkpoint"
-    with _without_bars():
-        module.save_pretrained(directory)
-    preprocessor = load_preprocessor(context.source)
-    if preprocessor is not None:
-        preprocessor.save_pretrained(directory)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep the progress bars of transformers away from whoever calls the Python API."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    save_checkpoint(module, load_preprocessor(context.source), out / "checkpoint")

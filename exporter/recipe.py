@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -58,7 +58,7 @@ class FineTune(_Table):
         1, ge=1, description="Parts that a process takes its share of a batch in: saves memory."
     )
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak of the schedule.")
-    distill_weight: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
+    distill_weight: float | Literal["auto"] = Field(
         0.5,
         description="Share of the distillation loss; the rest is the task's. 'auto' adds the "
         "task's loss where that wins a short trial on development data.",
@@ -91,6 +91,19 @@ class FineTune(_Table):
         True,
         description="Give the reference as many steps, and judge against the better one.",
     )
+
+    @field_validator("distill_weight", mode="before")
+    @classmethod
+    def _share_or_auto(cls, value: object) -> object:
+        if value == "auto":
+            return value
+        try:
+            share = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            share = -1.0
+        if not 0 <= share <= 1:
+            raise ValueError("must be a share from 0 to 1, or 'auto'")
+        return share
 
 
 class Candidate(_Table):

@@ -45,6 +45,7 @@ TOP = (
     "verifying",
     "comparing",
     "planning",
+    "recovering",
     "display",
     "exits",
     "cli",
