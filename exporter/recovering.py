@@ -32,8 +32,8 @@ class Recovery:
 
     Attributes:
         directory: the checkpoint.
-        facts: `history`, `best_step`, `development_loss`, `gap_high`, `trials`, `options`;
-            JSON-ready, also in the checkpoint's recovery.json.
+        facts: `history`, `best_step`, `development_loss` and `options`, with a teacher
+            `gap_high`, after trials `trials`; also in the checkpoint's recovery.json.
     """
 
     directory: Path
@@ -157,14 +157,7 @@ def _trained(
         layers=layers,
         progress=progress,
     )
-    facts = {
-        "history": result.history,
-        "best_step": result.best_step,
-        "development_loss": result.development_loss,
-        "gap_high": result.gap_high,
-        "trials": {f"{weight:g}": loss for weight, loss in result.trials.items()},
-        "options": options.model_dump(),
-    }
+    facts = {**result.facts(), "options": options.model_dump()}
     if new is not None:
         save_checkpoint(result.module, loaded.preprocessor, new)
         (new / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -29,6 +29,7 @@ TOP = (
     "surveying",
     "supporting",
     "building",
+    "rounds",
     "attempts",
     "choose",
     "stability",

@@ -143,7 +143,7 @@ def _tell(directory: Path, facts: dict[str, Any], as_json: bool) -> None:
         return
     if facts["history"]:
         before = facts["history"][0]["development_loss"]
-        bound = facts["gap_high"]
+        bound = facts.get("gap_high")
         told = "" if bound is None else f"; at most {bound:+.4g} from the teacher's (95 %)"
         typer.echo(
             f"development loss {before:.4g} -> {facts['development_loss']:.4g} "

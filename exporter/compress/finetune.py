@@ -15,9 +15,11 @@ from pathlib import Path
 
 from torch import nn
 
-from exporter.compress.matching import check_labels, check_teacher
+from exporter.compress.history import FineTuneResult
+from exporter.compress.matching import check_labels, check_teacher, has_own_loss
 from exporter.compress.replicas import check_parts, join
-from exporter.compress.training import FineTuneResult, Training
+from exporter.compress.training import Training
+from exporter.errors import DataError
 from exporter.models.examples import Development, Examples, Train
 from exporter.models.tasks import SILENT, Task
 from exporter.progress import Progress, Silent
@@ -53,8 +55,8 @@ def fine_tune(
     each process that `torchrun` started, all return the same; the first alone writes and speaks.
 
     Raises:
-        DataError: examples of another role, such as test examples, or labels that the student
-            has no class for.
+        DataError: examples of another role, such as test examples, labels that the student has
+            no class for, or none where only they are to be learned from.
         ModelError: the teacher's answers are not comparable to the student's.
         RecoveryError: the student's loss is not a number before training.
     """
@@ -62,8 +64,16 @@ def fine_tune(
     development.require(Development)
     for examples in (train, development):
         check_labels(student, examples)
+    labelled = has_own_loss(task, train)
     if teacher is not None:
         check_teacher(student, teacher, task)
+        if options.distill_weight == 0 and not labelled:
+            raise DataError(
+                "fine_tune.distill_weight",
+                "of 0 trains on the task's loss alone, which needs labels",
+                got="none",
+                remedy="raise it, or give labelled data.",
+            )
     accelerator = join()
     check_parts(
         train,
@@ -81,7 +91,7 @@ def fine_tune(
     training = Training(accelerator, teacher, task, train, development, layers, seed)
     if teacher is None or options.distill_weight != "auto":
         return training.run(student, options, scratch, progress)
-    if not any(task.loss_terms(feed)[0] for feed in train.feeds):
+    if not labelled:
         return training.run(student, _weighing(options, 1.0), scratch, progress)
     trials = {}
     steps = max(1, round(options.steps * TRIAL))

@@ -88,6 +88,13 @@ def check_labels(student: nn.Module, examples: Examples[Any]) -> None:
         )
 
 
+def has_own_loss(task: Task, examples: Examples[Any]) -> bool:
+    """Whether the task has a loss of its own on this data, beside distillation."""
+    if "label" in task.columns and examples.labels is None:
+        return False
+    return any(task.loss_terms(feed)[0] for feed in examples.feeds)
+
+
 def check_layers(kept: tuple[int, ...], student: int, teacher: int) -> None:
     """Refuse a map of layers that does not fit both models.
 

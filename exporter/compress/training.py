@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from exporter.compress.batching import training_order
+from exporter.compress.history import FineTuneResult, entry_of, refuse_unsound, result_of
 from exporter.compress.looks import Look, Looking
 from exporter.compress.low_rank import add_adapters, merge_adapters
 from exporter.compress.matching import check_layers, hidden_width, layer_count
@@ -38,37 +37,13 @@ from exporter.compress.steps import (
     wants_bfloat16,
 )
 from exporter.compress.teaching import Answering, Learner, hidden_pairs, hidden_projection
-from exporter.errors import DataError, ModelError, RecoveryError
+from exporter.errors import ModelError
 from exporter.models.examples import Development, Examples, Train
 from exporter.models.tasks import Task
 from exporter.progress import Progress
 from exporter.recipe import FineTune
 
 CLIP = 1.0
-
-
-@dataclass(frozen=True)
-class FineTuneResult:
-    """The module as it was best on development data.
-
-    Attributes:
-        module: the student, trained in place.
-        history: one entry a look: `step`, `train_loss` (None at step 0), `development_loss`;
-            with a teacher also `gap` and `gap_high`, the loss beyond the teacher's and its
-            upper bound.
-        best_step: the look that `module` is from; 0 if training never helped.
-        development_loss: at that look; the task's loss, or the distillation loss where the
-            data has no labels. None if there was no loss to look at.
-        gap_high: at that look; None without a teacher.
-        trials: development loss by weight of distillation, where trials chose it.
-    """
-
-    module: nn.Module
-    history: list[dict[str, float | int | None]]
-    best_step: int
-    development_loss: float | None
-    gap_high: float | None = None
-    trials: dict[float, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,15 +90,14 @@ class Training:
             if state is None:
                 first = looking(learner.answering)
                 if first is None:
-                    _refuse_unlabelled(teacher, options)
                     progress.note(
                         "fine-tuning skipped: the data has no labels and there is no teacher"
                     )
                     return FineTuneResult(student.eval(), [], 0, None)
-                _refuse_unsound(first)
+                refuse_unsound(first)
                 state = {
                     "step": 0,
-                    "history": [_entry(0, None, first)],
+                    "history": [entry_of(0, None, first)],
                     "best": learned_state(student),
                     "best_step": 0,
                     "best_score": first.score,
@@ -163,7 +137,7 @@ class Training:
                         assert found is not None
                         trained = sum(map(float, losses)) / len(losses)
                         losses.clear()
-                        state["history"].append(_entry(step, trained, found))
+                        state["history"].append(entry_of(step, trained, found))
                         if found.score < state["best_score"]:
                             state |= {"best": learned_state(student), "best_score": found.score}
                             state |= {"best_step": step, "stale": 0}
@@ -187,7 +161,7 @@ class Training:
         for module in (student, teacher):
             if module is not None:
                 module.to("cpu")
-        return _result(student, state)
+        return result_of(student, state)
 
     def _learner(self, student: nn.Module, options: FineTune) -> Learner:
         """The student beside its teacher, on this process's device."""
@@ -270,18 +244,6 @@ class Training:
         return digest.hexdigest()
 
 
-def _result(student: nn.Module, state: Mapping[str, Any]) -> FineTuneResult:
-    best_step = int(state["best_step"])
-    best = next(entry for entry in state["history"] if entry["step"] == best_step)
-    return FineTuneResult(
-        student.eval(),
-        state["history"],
-        best_step,
-        best["development_loss"],
-        best.get("gap_high"),
-    )
-
-
 def _close_enough(look: Look, options: FineTune) -> bool:
     """Whether the student is shown to be as good as asked for: more steps are not needed."""
     return (
@@ -289,35 +251,3 @@ def _close_enough(look: Look, options: FineTune) -> bool:
         and look.gap_high is not None
         and look.gap_high <= options.stop_gap
     )
-
-
-def _refuse_unlabelled(teacher: nn.Module | None, options: FineTune) -> None:
-    if teacher is not None and options.distill_weight == 0:
-        raise DataError(
-            "fine_tune.distill_weight",
-            "0 trains on the task's loss alone, which needs labels",
-            got="none",
-            remedy="raise it, or give labelled data.",
-        )
-
-
-def _refuse_unsound(first: Look) -> None:
-    if not math.isfinite(first.loss):
-        raise RecoveryError(
-            "fine-tune: the student's loss on development data is not a number before training; "
-            "remove less, or look for weights that are not finite."
-        )
-    if first.gap is not None and not math.isfinite(first.gap):
-        raise RecoveryError(
-            "fine-tune: the teacher's loss on development data is not a number; "
-            "look for weights that are not finite."
-        )
-
-
-def _entry(step: int, train: float | None, found: Look) -> dict[str, float | int | None]:
-    finite = found.loss if math.isfinite(found.loss) else None
-    entry: dict[str, float | int | None] = {"step": step}
-    entry |= {"train_loss": train, "development_loss": finite}
-    if found.gap is not None and math.isfinite(found.gap):
-        entry |= {"gap": found.gap, "gap_high": found.gap_high}
-    return entry

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from exporter.compress.batching import training_order
-from exporter.compress.finetune import FineTuneResult, fine_tune
+from exporter.compress.finetune import fine_tune
+from exporter.compress.history import FineTuneResult
 from exporter.compress.prune import prune
 from exporter.compress.resume import NAME
 from exporter.compress.sparsity import sparsity_of, zero_masks
