@@ -16,10 +16,11 @@ from pathlib import Path
 from torch import nn
 
 from exporter.compress.history import FineTuneResult
+from exporter.compress.hooks import Hook
 from exporter.compress.matching import check_labels, check_teacher, has_own_loss
 from exporter.compress.replicas import check_parts, join
 from exporter.compress.training import Training
-from exporter.errors import DataError
+from exporter.errors import DataError, ModelError
 from exporter.models.examples import Development, Examples, Train
 from exporter.models.tasks import SILENT, Task
 from exporter.progress import Progress, Silent
@@ -40,6 +41,7 @@ def fine_tune(
     seed: int,
     scratch: Path,
     layers: Sequence[int] | None = None,
+    hooks: Sequence[Hook] = (),
     progress: Progress = SILENT,
 ) -> FineTuneResult:
     """Train `student` in place and return it as it was best on development data.
@@ -49,6 +51,7 @@ def fine_tune(
         scratch: directory for the checkpoint that a stopped run goes on from.
         layers: for each of the student's layers, the teacher's that it came from, where hidden
             states are compared; None spreads them evenly.
+        hooks: what shapes the student meanwhile. The best look is one at which all had settled.
 
     Weights of a sparsified student that are zero stay exactly zero. Without a teacher and
     without labels there is nothing to learn from: the student is returned as it is. Called by
@@ -57,7 +60,8 @@ def fine_tune(
     Raises:
         DataError: examples of another role, such as test examples, labels that the student has
             no class for, or none where only they are to be learned from.
-        ModelError: the teacher's answers are not comparable to the student's.
+        ModelError: the teacher's answers are not comparable to the student's, or hooks are to
+            shape weights that low-rank adapters leave frozen.
         RecoveryError: the student's loss is not a number before training.
     """
     train.require(Train)
@@ -65,6 +69,12 @@ def fine_tune(
     for examples in (train, development):
         check_labels(student, examples)
     labelled = has_own_loss(task, train)
+    if hooks and options.rank is not None:
+        raise ModelError(
+            "fine_tune.rank",
+            "trains adapters alone; rising sparsity and rounding shape the weights themselves",
+            remedy="leave rank out, or set the zeros at once.",
+        )
     if teacher is not None:
         check_teacher(student, teacher, task)
         if options.distill_weight == 0 and not labelled:
@@ -88,7 +98,7 @@ def fine_tune(
             f"each step sees all {len(train.feeds)} training examples: "
             f"the batch size of {options.batch_size} is larger"
         )
-    training = Training(accelerator, teacher, task, train, development, layers, seed)
+    training = Training(accelerator, teacher, task, train, development, layers, seed, hooks)
     if teacher is None or options.distill_weight != "auto":
         return training.run(student, options, scratch, progress)
     if not labelled:
@@ -97,7 +107,11 @@ def fine_tune(
     steps = max(1, round(options.steps * TRIAL))
     for weight in TRIAL_WEIGHTS:
         short = _weighing(options, weight, steps=steps, evaluate_every=steps)
-        tried = training.run(copy.deepcopy(student), short, scratch / f"trial-{weight}", progress)
+        # Together, so that what a hook holds of its student is that of the copy.
+        own, shaping = copy.deepcopy((student, hooks))
+        tried = replace(training, hooks=shaping).run(
+            own, short, scratch / f"trial-{weight}", progress
+        )
         trials[weight] = _last_loss(tried)
     best = min(trials, key=lambda weight: trials[weight])
     told = ", ".join(f"{weight:g}: {loss:.4g}" for weight, loss in trials.items())

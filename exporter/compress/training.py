@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from exporter.compress.batching import training_order
 from exporter.compress.history import FineTuneResult, entry_of, refuse_unsound, result_of
+from exporter.compress.hooks import Hook
 from exporter.compress.looks import Look, Looking
 from exporter.compress.low_rank import add_adapters, merge_adapters
 from exporter.compress.matching import check_layers, hidden_width, layer_count
@@ -55,6 +57,7 @@ class Training:
         teacher: None trains on the task's loss alone.
         layers: for each of the student's layers, the teacher's that it came from; None spreads
             them evenly.
+        hooks: what shapes the student meanwhile.
     """
 
     accelerator: Accelerator
@@ -64,6 +67,7 @@ class Training:
     development: Examples[Development]
     layers: Sequence[int] | None
     seed: int
+    hooks: Sequence[Hook] = ()
 
     def run(
         self, student: nn.Module, options: FineTune, scratch: Path, progress: Progress
@@ -100,14 +104,16 @@ class Training:
                     "history": [entry_of(0, None, first)],
                     "best": learned_state(student),
                     "best_step": 0,
-                    "best_score": first.score,
+                    "best_score": first.score if self._settled(0, options) else math.inf,
                     "stale": 0,
-                    "finished": _close_enough(first, options),
+                    "finished": self._settled(0, options) and _close_enough(first, options),
                 }
             else:
                 load_learned(learner, state["model"])
                 optimizer.load_state_dict(state["optimizer"])
                 restore_random(state["random"][accelerator.process_index])
+                for hook, told in zip(self.hooks, state["hooks"], strict=True):
+                    hook.restore(told)
 
             start = int(state["step"])
             with progress.stage("fine-tune", options.steps) as bar:
@@ -120,16 +126,22 @@ class Training:
                     if state["finished"]:
                         break
                     set_training(student, dropout=teacher is None)
+                    for hook in self.hooks:
+                        hook.before_step(step, options.steps, student)
                     for group in optimizer.param_groups:
                         group["lr"] = options.learning_rate * schedule(step, options.steps)
                     optimizer.zero_grad(set_to_none=True)
                     loss = self._backward(replica, next(order), options)
                     keep_zeros(student, masks)
+                    for hook in self.hooks:
+                        hook.before_update(student)
                     norm = nn.utils.clip_grad_norm_(learner.parameters(), CLIP)
                     if not (torch.isfinite(loss) and torch.isfinite(norm)):
                         progress.note(f"fine-tuning stopped: loss is not finite at step {step}")
                         break
                     optimizer.step()
+                    for hook in self.hooks:
+                        hook.after_step(student)
                     losses.append(loss)
                     if step % options.evaluate_every == 0 or step == options.steps:
                         average_buffers(accelerator, student)
@@ -138,19 +150,23 @@ class Training:
                         trained = sum(map(float, losses)) / len(losses)
                         losses.clear()
                         state["history"].append(entry_of(step, trained, found))
-                        if found.score < state["best_score"]:
+                        settled = self._settled(step, options)
+                        if not settled:
+                            pass  # not yet what was asked for, however good
+                        elif found.score < state["best_score"]:
                             state |= {"best": learned_state(student), "best_score": found.score}
                             state |= {"best_step": step, "stale": 0}
                         else:
                             state["stale"] += 1
-                        state["finished"] = state["stale"] >= options.patience or _close_enough(
-                            found, options
+                        state["finished"] = state["stale"] >= options.patience or (
+                            settled and _close_enough(found, options)
                         )
                         state |= {
                             "step": step,
                             "model": learned_state(learner),
                             "optimizer": optimizer.state_dict(),
                             "random": from_all(accelerator, random_state()),
+                            "hooks": [hook.state() for hook in self.hooks],
                         }
                         if accelerator.is_main_process:
                             save_checkpoint(scratch, identity, state)
@@ -162,6 +178,9 @@ class Training:
             if module is not None:
                 module.to("cpu")
         return result_of(student, state)
+
+    def _settled(self, step: int, options: FineTune) -> bool:
+        return all(hook.settled(step, options.steps) for hook in self.hooks)
 
     def _learner(self, student: nn.Module, options: FineTune) -> Learner:
         """The student beside its teacher, on this process's device."""
@@ -235,6 +254,7 @@ class Training:
         processes = self.accelerator.num_processes
         told = (options.model_dump(), self.seed, processes, self.layers and list(self.layers))
         digest = hashlib.sha256(repr(told).encode())
+        digest.update(repr([hook.identity for hook in self.hooks]).encode())
         data = (self.examples.ids, len(self.examples.feeds), self.development.ids)
         digest.update(repr(data).encode())
         for module in (student, self.teacher):

@@ -13,6 +13,7 @@ import torch
 
 from exporter.compress.finetune import fine_tune
 from exporter.compress.history import FineTuneResult
+from exporter.compress.hooks import Hook
 from exporter.compress.looks import gap_bound
 from exporter.compress.low_rank import add_adapters, merge_adapters
 from exporter.compress.matching import check_same_tokens
@@ -113,6 +114,22 @@ def test_low_rank_recovery(tiny_checkpoint: Checkpoints, tmp_path: Path) -> None
 def test_adapters_need_matrices() -> None:
     with pytest.raises(ModelError, match=r"fine_tune.rank: needs matrices to adapt"):
         add_adapters(torch.nn.LayerNorm(4), 2, {}, seed=0)
+
+
+def test_adapters_are_not_shaped(tiny_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("bert")
+    with pytest.raises(ModelError, match=r"fine_tune.rank: trains adapters alone"):
+        fine_tune(
+            tiny.module(),
+            None,
+            tiny.task,
+            tiny.examples(Train, 12),
+            tiny.examples(Development, 12),
+            FineTune(rank=1),
+            seed=0,
+            scratch=tmp_path,
+            hooks=[Hook()],
+        )
 
 
 def test_full_training_learns_everything(tiny_checkpoint: Checkpoints) -> None:
