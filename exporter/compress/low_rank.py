@@ -68,9 +68,18 @@ def add_adapters(module: nn.Module, rank: int, masks: Mapping[str, Tensor], *, s
 
 
 def merge_adapters(module: nn.Module) -> None:
-    """Make the adapted weights the module's own, in place: it answers as before, bit for bit."""
-    for part in list(module.modules()):
-        if parametrize.is_parametrized(part, "weight"):
-            parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
+    """Make adapted weights the module's own, in place: it answers as before, bit for bit.
+
+    A module without adapters is left as it is.
+    """
+    adapted = [
+        part
+        for part in module.modules()
+        if parametrize.is_parametrized(part, "weight")
+        and any(isinstance(p, MaskedLowRank) for p in part.parametrizations.weight)
+    ]
+    for part in adapted:
+        parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
+    if adapted:
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)

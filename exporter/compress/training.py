@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -91,29 +92,18 @@ class Training:
             torch.manual_seed(self.seed + accelerator.process_index)
             state = load_checkpoint(scratch, identity) if accelerator.is_main_process else None
             state = from_first(accelerator, state)
-            if state is None:
+            if state is not None:
+                self._go_on(state, learner, optimizer)
+            else:
                 first = looking(learner.answering)
                 if first is None:
                     progress.note(
                         "fine-tuning skipped: the data has no labels and there is no teacher"
                     )
+                    self._hand_back(student)
                     return FineTuneResult(student.eval(), [], 0, None)
                 refuse_unsound(first)
-                state = {
-                    "step": 0,
-                    "history": [entry_of(0, None, first)],
-                    "best": learned_state(student),
-                    "best_step": 0,
-                    "best_score": first.score if self._settled(0, options) else math.inf,
-                    "stale": 0,
-                    "finished": self._settled(0, options) and _close_enough(first, options),
-                }
-            else:
-                load_learned(learner, state["model"])
-                optimizer.load_state_dict(state["optimizer"])
-                restore_random(state["random"][accelerator.process_index])
-                for hook, told in zip(self.hooks, state["hooks"], strict=True):
-                    hook.restore(told)
+                state = self._begun(first, student, options)
 
             start = int(state["step"])
             with progress.stage("fine-tune", options.steps) as bar:
@@ -150,17 +140,7 @@ class Training:
                         trained = sum(map(float, losses)) / len(losses)
                         losses.clear()
                         state["history"].append(entry_of(step, trained, found))
-                        settled = self._settled(step, options)
-                        if not settled:
-                            pass  # not yet what was asked for, however good
-                        elif found.score < state["best_score"]:
-                            state |= {"best": learned_state(student), "best_score": found.score}
-                            state |= {"best_step": step, "stale": 0}
-                        else:
-                            state["stale"] += 1
-                        state["finished"] = state["stale"] >= options.patience or (
-                            settled and _close_enough(found, options)
-                        )
+                        self._weigh(state, step, found, student, options)
                         state |= {
                             "step": step,
                             "model": learned_state(learner),
@@ -172,12 +152,49 @@ class Training:
                             save_checkpoint(scratch, identity, state)
                     bar.advance()
         load_learned(student, state["best"])
-        if options.rank is not None:
-            merge_adapters(student)
-        for module in (student, teacher):
+        self._hand_back(student)
+        return result_of(student, state)
+
+    def _begun(self, first: Look, student: nn.Module, options: FineTune) -> dict[str, Any]:
+        """The state of a run that has not taken a step."""
+        settled = self._settled(0, options)
+        return {
+            "step": 0,
+            "history": [entry_of(0, None, first)],
+            "best": learned_state(student),
+            "best_step": 0,
+            "best_score": first.score if settled else math.inf,
+            "stale": 0,
+            "finished": settled and _close_enough(first, options),
+        }
+
+    def _go_on(self, state: dict[str, Any], learner: Learner, optimizer: Any) -> None:
+        """Put everything that learns back to where a stopped run was."""
+        load_learned(learner, state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        restore_random(state["random"][self.accelerator.process_index])
+        for hook, told in zip(self.hooks, state["hooks"], strict=True):
+            hook.restore(told)
+
+    def _weigh(
+        self, state: dict[str, Any], step: int, found: Look, student: nn.Module, options: FineTune
+    ) -> None:
+        """Keep the student if it is the best so far; note whether to stop."""
+        settled = self._settled(step, options)
+        if settled and found.score < state["best_score"]:
+            state |= {"best": learned_state(student), "best_score": found.score}
+            state |= {"best_step": step, "stale": 0}
+        elif settled:  # before that it is not yet what was asked for, however good
+            state["stale"] += 1
+        close = settled and _close_enough(found, options)
+        state["finished"] = state["stale"] >= options.patience or close
+
+    def _hand_back(self, student: nn.Module) -> None:
+        """Leave both modules as ordinary ones, in main memory."""
+        merge_adapters(student)
+        for module in (student, self.teacher):
             if module is not None:
                 module.to("cpu")
-        return result_of(student, state)
 
     def _settled(self, step: int, options: FineTune) -> bool:
         return all(hook.settled(step, options.steps) for hook in self.hooks)

@@ -116,6 +116,16 @@ def test_adapters_need_matrices() -> None:
         add_adapters(torch.nn.LayerNorm(4), 2, {}, seed=0)
 
 
+def test_nothing_to_learn_from_leaves_no_adapters(
+    tiny_checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    tiny = tiny_checkpoint("bert-encoder")
+    result = _tune(tiny, tmp_path, tiny.module(), None, rank=2)
+    before = tiny.module().state_dict()
+    assert result.history == []
+    assert all(torch.equal(v, before[name]) for name, v in result.module.state_dict().items())
+
+
 def test_adapters_are_not_shaped(tiny_checkpoint: Checkpoints, tmp_path: Path) -> None:
     tiny = tiny_checkpoint("bert")
     with pytest.raises(ModelError, match=r"fine_tune.rank: trains adapters alone"):
