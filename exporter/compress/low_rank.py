@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,14 +73,16 @@ def merge_adapters(module: nn.Module) -> None:
 
     A module without adapters is left as it is.
     """
-    adapted = [
-        part
-        for part in module.modules()
-        if parametrize.is_parametrized(part, "weight")
-        and any(isinstance(p, MaskedLowRank) for p in part.parametrizations.weight)
-    ]
+    adapted = [part for part in module.modules() if _is_adapted(part)]
     for part in adapted:
         parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
     if adapted:
         for parameter in module.parameters():
             parameter.requires_grad_(True)
+
+
+def _is_adapted(part: nn.Module) -> bool:
+    if not parametrize.is_parametrized(part, "weight"):
+        return False
+    steps: Any = part.parametrizations
+    return any(isinstance(step, MaskedLowRank) for step in steps.weight)
