@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from exporter.ranking import importance
     from exporter.recheck import check
     from exporter.recipe import Recipe, load_recipe
+    from exporter.recovering import Recovery, fine_tune
     from exporter.report.comparison import Comparison
     from exporter.target import Target, load_target, target_names
     from exporter.verifying import Verification, verify
@@ -36,12 +37,14 @@ __all__ = [
     "InputError",
     "Plan",
     "Recipe",
+    "Recovery",
     "Result",
     "Target",
     "Verification",
     "check",
     "compare",
     "export",
+    "fine_tune",
     "importance",
     "load_artifact",
     "load_recipe",
@@ -58,12 +61,14 @@ _HOME = {
     "InputError": "errors",
     "Plan": "planning",
     "Recipe": "recipe",
+    "Recovery": "recovering",
     "Result": "pipeline",
     "Target": "target",
     "Verification": "verifying",
     "check": "recheck",
     "compare": "comparing",
     "export": "pipeline",
+    "fine_tune": "recovering",
     "importance": "ranking",
     "load_artifact": "artifact",
     "load_recipe": "recipe",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Literal
 
 from exporter import building, stages
 from exporter.errors import ExporterError, InputError
@@ -16,6 +17,7 @@ from exporter.models.examples import Feeds
 from exporter.models.scores import Scores
 from exporter.models.splits import Splits
 from exporter.recipe import Candidate, FineTune
+from exporter.rounds import recovered
 from exporter.stages import Built, Checkpoint, Context, Prepared, about
 from exporter.surveying import counted
 
@@ -228,38 +230,29 @@ def construct(
         teacher: the model to recover towards, and its graph; None trains the original on for as
             many steps where the candidate asks for it.
     """
-    checkpoint: Checkpoint | None = None
-    removed: dict[str, Any] | None = None
-    recovery: dict[str, Any] | None = None
-    trained = teacher or (None, reference)
-    if candidate.pruning is not None:
-        checkpoint = building.pruned(context, candidate.pruning, material.train)
-        removed = checkpoint.facts["removed"]
-        for why in checkpoint.facts["skipped"]:
-            context.progress.note(why)
-        if not removed:
-            raise _NothingRemoved("; ".join(checkpoint.facts["skipped"]))
-    if candidate.fine_tune is not None:
-        if teacher is None:
-            trained = _equally_trained(context, candidate.fine_tune, reference, material)
-        checkpoint = building.fine_tuned(
-            context,
-            checkpoint,
-            trained[0],
-            candidate.fine_tune,
-            material.train,
-            material.development,
-            distil=True,
-        )
-        recovery = dict(checkpoint.facts)
+
+    @cache
+    def trained() -> tuple[Checkpoint | None, Built]:
+        if teacher is not None or candidate.fine_tune is None:
+            return teacher or (None, reference)
+        return _equally_trained(context, candidate.fine_tune, reference, material)
+
+    recovery = recovered(
+        context, candidate, lambda: trained()[0], material.train, material.development
+    )
+    for why in recovery.skipped:
+        context.progress.note(why)
+    if candidate.pruning is not None and not recovery.removed:
+        raise _NothingRemoved("; ".join(recovery.skipped))
+    checkpoint = recovery.checkpoint
     float_built = building.exported(context, checkpoint) if checkpoint is not None else reference
     return Construction(
         building.quantized(context, float_built, candidate, material.calibration, material.feeds),
         float_built,
         checkpoint,
-        trained,
-        removed,
-        recovery,
+        trained(),
+        recovery.removed,
+        recovery.recovery,
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,15 +35,45 @@ def reference_graph(context: Context) -> Built:
     return _export(context, None)
 
 
-def pruned(context: Context, pruning: Pruning, train: Prepared) -> Checkpoint:
-    """The original with units removed, as an ordinary checkpoint."""
+def rounds(context: Context, pruning: Pruning, largest: float, train: Prepared) -> list[Pruning]:
+    """The cut in rounds that each remove at most `largest` of the parameters."""
+    examples: Examples[Train] = train.examples
+
+    def make(out: Path, scratch: Path) -> None:
+        from exporter.compress.rounds import plan_rounds
+
+        plans = plan_rounds(_load(context, None).module, context.task, examples, pruning, largest)
+        write_facts(out, "facts.json", {"rounds": [plan.model_dump() for plan in plans]})
+
+    entry = run_stage(
+        context,
+        None,
+        "rounds",
+        ("models", "compress"),
+        {
+            "model": context.source.content_hash,
+            "task": context.task.name,
+            "train": train.key,
+            "pruning": pruning.model_dump(),
+            "largest": largest,
+        },
+        make,
+    )
+    facts = read_facts(entry, "facts.json")
+    return [Pruning.model_validate(plan) for plan in facts["rounds"]]
+
+
+def pruned(
+    context: Context, pruning: Pruning, train: Prepared, *, of: Checkpoint | None = None
+) -> Checkpoint:
+    """A checkpoint, None for the original, with units removed: an ordinary checkpoint again."""
     examples: Examples[Train] = train.examples
 
     def make(out: Path, scratch: Path) -> None:
         from exporter.compress.prune import prune
 
         result = prune(
-            _load(context, None).module,
+            _load(context, of).module,
             context.task,
             examples.head(pruning.examples),
             pruning,
@@ -61,6 +90,7 @@ def pruned(context: Context, pruning: Pruning, train: Prepared) -> Checkpoint:
         {
             "model": context.source.content_hash,
             "task": context.task.name,
+            "of": of.key if of else None,
             "train": train.key,
             "pruning": pruning.model_dump(),
         },
@@ -78,10 +108,14 @@ def fine_tuned(
     development: Prepared,
     *,
     distil: bool,
+    layers: Sequence[int] | None = None,
 ) -> Checkpoint:
     """A checkpoint after recovery; `student` or `teacher` None stands for the original.
 
     Without `distil` the task's own loss alone is used: the equal training of the reference.
+
+    Args:
+        layers: the teacher's layers that the student kept; None if it kept all.
     """
     train_examples: Examples[Train] = train.examples
     development_examples: Examples[Development] = development.examples
@@ -98,18 +132,11 @@ def fine_tuned(
             options,
             seed=context.recipe.seed,
             scratch=scratch,
+            layers=layers,
             progress=context.progress,
         )
         _save_checkpoint(context, result.module, out)
-        write_facts(
-            out,
-            "facts.json",
-            {
-                "history": result.history,
-                "best_step": result.best_step,
-                "development_loss": result.development_loss,
-            },
-        )
+        write_facts(out, "facts.json", result.facts())
 
     entry = run_stage(
         context,
@@ -122,6 +149,7 @@ def fine_tuned(
             "student": student.key if student else None,
             "teacher": teacher.key if teacher else None,
             "distil": distil,
+            "layers": None if layers is None else list(layers),
             "options": options.model_dump(),
             "train": train.key,
             "development": development.key,
@@ -280,24 +308,6 @@ def _load(context: Context, checkpoint: Checkpoint | None) -> LoadedModule:
 def _save_checkpoint(context: Context, module: Any, out: Path) -> None:
     """Write an ordinary checkpoint, preprocessor included, to `out/checkpoint`."""
     from exporter.models.load import load_preprocessor
+    from exporter.models.save import save_checkpoint
 
-    directory = out / "checkpoint"
-    with _without_bars():
-        module.save_pretrained(directory)
-    preprocessor = load_preprocessor(context.source)
-    if preprocessor is not None:
-        preprocessor.save_pretrained(directory)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep the progress bars of transformers away from whoever calls the Python API."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    save_checkpoint(module, load_preprocessor(context.source), out / "checkpoint")

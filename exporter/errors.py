@@ -12,6 +12,7 @@ ExporterError             4  the tool itself failed
 ├── ExportError           4  a model that should export did not
 │   ├── ParityError          it exported, and computes something else
 │   └── RuntimeTooOld        the onnxruntime that the profile names would refuse the file
+├── RecoveryError         4  a pruned model that should be trained cannot be
 ├── QuantizeError         4  a quantization scheme failed or silently did nothing
 └── DeviceError           4  a device, or a process measuring on it, failed
     ├── DeviceTimeout        it did not finish in time; it was stopped
@@ -100,6 +101,10 @@ class ParityError(ExportError):
 
 class RuntimeTooOld(ExportError):
     """A file asks for more than the onnxruntime that the profile names."""
+
+
+class RecoveryError(ExporterError):
+    """A pruned model that should be fine-tuned answers what no training can start from."""
 
 
 class QuantizeError(ExporterError):

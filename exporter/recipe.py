@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -81,19 +81,60 @@ class Pruning(_Table):
 class FineTune(_Table):
     """Recovery by distillation from the unpruned model, plus the task's own loss."""
 
-    steps: int = Field(200, ge=1, description="Optimizer steps at most.")
-    batch_size: int = Field(16, ge=1, description="Examples an optimizer step sees.")
+    steps: int = Field(200, ge=1, description="Optimizer steps at most, over all rounds.")
+    batch_size: int = Field(
+        16, ge=1, description="Examples an optimizer step sees, over all processes."
+    )
+    accumulate: int = Field(
+        1, ge=1, description="Parts that a process takes its share of a batch in: saves memory."
+    )
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak of the schedule.")
-    distill_weight: float = Field(
-        0.5, ge=0, le=1, description="Share of the distillation loss; the rest is the task's."
+    distill_weight: float | Literal["auto"] = Field(
+        0.5,
+        description="Share of the distillation loss; the rest is the task's. 'auto' adds the "
+        "task's loss where that wins a short trial on development data.",
     )
     temperature: float = Field(1.0, gt=0, description="Softens both distributions.")
+    hidden_weight: float = Field(
+        0.0, ge=0, description="Weight of hidden states' distance to the teacher's; 0 leaves it."
+    )
+    rank: int | None = Field(
+        None, ge=1, description="Train low-rank adapters of this rank, and nothing else."
+    )
+    mixed_precision: Literal["auto", "no", "bfloat16"] = Field(
+        "auto", description="'auto': bfloat16 arithmetic where processor and size make it faster."
+    )
+    largest_cut: float = Field(
+        1 / 3,
+        gt=0,
+        le=1,
+        description="Share of the parameters (embeddings left out) that one round removes at "
+        "most: bolder pruning takes rounds, each with its part of the steps.",
+    )
     evaluate_every: int = Field(50, ge=1, description="Steps between looks at development data.")
     patience: int = Field(4, ge=1, description="Looks without improvement before stopping.")
+    stop_gap: float | None = Field(
+        None,
+        description="Stop once the development loss is shown (95 %) to exceed the teacher's by "
+        "at most this much; unset trains on for as long as it improves.",
+    )
     train_reference: bool = Field(
         True,
         description="Give the reference as many steps, and judge against the better one.",
     )
+
+    @field_validator("distill_weight", mode="before")
+    @classmethod
+    def _share_or_auto(cls, value: object) -> object:
+        if value == "auto":
+            return value
+        try:
+            share = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            share = -1.0
+        if not 0 <= share <= 1:
+            raise ValueError("must be a share from 0 to 1, or 'auto'")
+        return share
 
 
 class Candidate(_Table):

@@ -9,12 +9,12 @@ import typer
 from typer.exceptions import TyperException
 
 from exporter.cli import making  # isort: skip  (the order of commands in --help)
-from exporter.cli import artifacts, devices, importance
+from exporter.cli import artifacts, devices, importance, recovery
 from exporter.cli.options import app
 from exporter.errors import EXIT_USAGE, InputError, Interrupted
 from exporter.exits import fail, settle
 
-__all__ = ["app", "artifacts", "devices", "importance", "main", "making"]
+__all__ = ["app", "artifacts", "devices", "importance", "main", "making", "recovery"]
 
 _STOPPED = 130  # what Typer makes of Ctrl-C
 

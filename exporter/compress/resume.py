@@ -31,7 +31,7 @@ def save_checkpoint(scratch: Path, identity: str, state: dict[str, Any]) -> None
 def load_checkpoint(scratch: Path, identity: str) -> dict[str, Any] | None:
     """The state that the same run saved last; None if there is none that can be used."""
     try:
-        state: dict[str, Any] = torch.load(scratch / NAME, weights_only=True)
+        state: dict[str, Any] = torch.load(scratch / NAME, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError):
         return None  # missing, or damaged by something other than this program
     if state.pop("identity", None) != identity:

@@ -115,6 +115,12 @@ class Task(Protocol):
     ) -> torch.Tensor:
         """How far the student is from the teacher on a batch, a scalar; padding left out."""
 
+    def loss_terms(self, feed: Feeds) -> tuple[int, int]:
+        """What `task_loss` and `distill_loss` average over in one unpadded feed: losses of parts
+        of a batch, weighted by it, add up to the loss of the batch. 0 for a loss that there is
+        none of.
+        """
+
     def example_feeds(
         self, config: dict[str, Any], preprocessor: Any, *, batch: int, length: int
     ) -> Feeds:

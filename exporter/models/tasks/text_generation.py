@@ -170,6 +170,12 @@ class TextGeneration:
             student, teacher = student.flatten(0, 1), teacher.flatten(0, 1)
         return distillation(student, teacher, temperature)
 
+    def loss_terms(self, feed: Feeds) -> tuple[int, int]:
+        """Next tokens that are predicted, and positions; padding left out."""
+        tokens = feed["input_ids"]  # (length,)
+        kept = np.asarray(feed.get("attention_mask", np.ones_like(tokens)), bool)
+        return int((kept[1:] & kept[:-1]).sum()), int(kept.sum())
+
     def example_feeds(
         self, config: dict[str, Any], preprocessor: Any, *, batch: int, length: int
     ) -> Feeds:
