@@ -25,6 +25,7 @@ from exporter.graph.session import open_run
 from exporter.judge.agreement import difference, same_tokens
 from exporter.judge.device_cost import cost_of
 from exporter.judge.reading import Cost
+from exporter.judge.survey import may_saturate
 from exporter.models.examples import Development, Feeds, Outputs, Split, stack
 from exporter.models.runner import main_output
 from exporter.models.tasks import Task, get_task
@@ -127,6 +128,8 @@ def run(
         threads=profile.threads,
     )
     ran = device.run(job, timeout_s=timeout_s, progress=shown)
+    if may := may_saturate(device.traits, model):
+        ran = replace(ran, facts={**ran.facts, "saturation": may})
     if cached:
         answers = _written(ran, preprocessor)
     else:

@@ -42,11 +42,11 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Ran], Ran]], None]:
     """Let ELSEWHERE be a device whose answers are this machine's, changed by what is given."""
 
-    def install(change: Callable[[Ran], Ran]) -> None:
+    def install(change: Callable[[Ran], Ran], **traits: Any) -> None:
         class Elsewhere(Local):
             def __init__(self) -> None:
                 super().__init__()
-                self.traits = replace(self.traits, name=ELSEWHERE)
+                self.traits = replace(self.traits, name=ELSEWHERE, **traits)
 
             def run(self, job: Job, **options: Any) -> Ran:
                 return change(super().run(job, **options))
@@ -107,6 +107,23 @@ def test_instructions_are_told_of_the_whole_workload_and_by_class(
     )
     text = run_to_text(run(writer, on=ELSEWHERE, repeats=1).to_json())
     assert "  workload    3.00 M instructions\n  of these    1.00 M dot product\n" in text
+
+
+def test_operators_that_may_saturate_there_are_named(
+    signed: dict[str, Any], elsewhere: Callable[..., None]
+) -> None:
+    """Made for a phone, so its weights take the whole range."""
+    said = {}
+    for features in (("avx2",), ("avx2", "avx512_vnni")):
+        elsewhere(lambda ran: ran, isa="x86-64", features=features)
+        found = run(signed["result"].directory, on=ELSEWHERE, repeats=1)
+        said[features] = found.ran.facts.get("saturation"), run_to_text(found.to_json())
+    risks, text = said["avx2",]
+    assert risks
+    assert all(f"  saturates   perhaps {risk}" in text for risk in risks)
+    assert "of 32,767" in text
+    assert said["avx2", "avx512_vnni"][0] is None
+    assert "saturates" not in said["avx2", "avx512_vnni"][1]
 
 
 def test_a_classifiers_answers_are_held_against_those_here(

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from exporter.devices.device import Device, Job
+from exporter.devices.device import Device, Job, Traits
 from exporter.devices.local import KIND as LOCAL
 from exporter.devices.python_device import PythonDevice
 from exporter.errors import (
@@ -104,7 +104,7 @@ def survey(
         run: runs a job on the device.
     """
     found = reading_of(device, entry, len(examples))
-    may = _may_saturate(device, candidate)
+    may = may_saturate(device.traits, candidate)
 
     costs = feeds if tells_cost(device, target) else None
     counts = device.traits.cost == "instructions"
@@ -150,9 +150,8 @@ def survey(
         return replace(found, facts={**found.facts, "timing": str(error)})
 
 
-def _may_saturate(device: Device, candidate: OnnxModel) -> list[str]:
+def may_saturate(traits: Traits, candidate: OnnxModel) -> list[str]:
     """Operators and channels whose sums can saturate there, for x86 CPUs that add in int16."""
-    traits = device.traits
     if traits.isa != "x86-64" or set(traits.features) & VNNI:
         return []
     return [str(risk) for risk in saturations(candidate)[0]]

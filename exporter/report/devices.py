@@ -179,6 +179,8 @@ def run_to_text(run: Mapping[str, Any]) -> str:
         written = any("tokens" in answer for answer in run["answers"])
         what = "tokens are those written here" if written else "answers are those here"
         lines.append(f"  same        {_percent(run['same_as_here'])} of the {what}")
+    for risk in run["facts"].get("saturation", ()):
+        lines.append(f"  saturates   perhaps {plain(risk)}")
     for phase, value in figures["phases"].items():
         each = " a token" if phase == "decode" else ""
         lines.append(f"  {phase:<11} {cost(value, unit)}{each}")
