@@ -40,6 +40,11 @@ class Pruning(_Table):
     criterion: Literal["magnitude", "wanda"] = Field(
         "wanda", description="How importance is scored."
     )
+    compensate: Literal["none", "bias", "least-squares"] = Field(
+        "least-squares",
+        description="What takes over from removed units: nothing, the bias of what reads them, or "
+        "also its remaining weights.",
+    )
     examples: int = Field(128, ge=1, description="Training examples that importance looks at.")
 
     @property

@@ -1,4 +1,4 @@
-"""Structured pruning of a transformer: score, plan, remove."""
+"""Structured pruning of a transformer: score, plan, compensate, remove."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from typing import Any
 
 from torch import nn
 
+from exporter.compress.compensate import compensate
+from exporter.compress.divergence import divergence
 from exporter.compress.hidden import score_hidden
 from exporter.compress.importance import score_structure
 from exporter.compress.plan import plan_removal, summary
 from exporter.compress.removal import remove
 from exporter.compress.structure import Structure
 from exporter.models.examples import Examples, Train
-from exporter.models.tasks import SILENT
+from exporter.models.tasks import SILENT, Task
 from exporter.progress import Progress
 from exporter.recipe import Pruning
 
@@ -20,6 +22,7 @@ from exporter.recipe import Pruning
 def cut(
     module: nn.Module,
     structure: Structure,
+    task: Task,
     examples: Examples[Train],
     pruning: Pruning,
     *,
@@ -50,5 +53,22 @@ def cut(
         )
     removal = plan_removal(structure, importance, pruning, channels)
     removed = summary(structure, importance, removal, channels)
-    result = remove(module, removal) if removed else module
-    return result, removed, list(removal.skipped)
+    skipped = list(removal.skipped)
+    if not removed:
+        return module, removed, skipped
+    result = remove(module, removal)
+    if pruning.compensate != "none" and removed.keys() & {"ffn", "heads"}:
+        plain = divergence(module, result, task, examples, batch_size)
+        changed, lacks = compensate(
+            module,
+            structure,
+            removal,
+            examples,
+            pruning.compensate,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        result = remove(changed, removal)
+        removed["compensation"] = {"method": pruning.compensate, "divergence_without": plain}
+        skipped += lacks
+    return result, removed, skipped
