@@ -34,6 +34,9 @@ class Pruning(_Table):
         description="Share of the hidden width removed, from every layer at once; BERT's and "
         "GPT-2's heads shrink with it.",
     )
+    channels: float = Field(
+        0.0, ge=0, lt=1, description="Share of a convolutional network's channels removed."
+    )
     sparsity: float = Field(
         0.0, ge=0, lt=1, description="Share of single weights set to zero: download size only."
     )
@@ -50,12 +53,19 @@ class Pruning(_Table):
     @property
     def structured(self) -> bool:
         """True when units are physically removed."""
+        return self.blocks or bool(self.channels)
+
+    @property
+    def blocks(self) -> bool:
+        """True when parts of transformer layers are removed."""
         return bool(self.ffn or self.heads or self.layers or self.hidden)
 
     @model_validator(mode="after")
     def _something(self) -> Pruning:
         if not (self.structured or self.sparsity):
-            raise ValueError("removes nothing; set ffn, heads, layers, hidden or sparsity above 0")
+            raise ValueError(
+                "removes nothing; set ffn, heads, layers, hidden, channels or sparsity above 0"
+            )
         return self
 
 

@@ -11,6 +11,7 @@ from exporter.compress.batching import spread
 from exporter.compress.divergence import divergence
 from exporter.compress.flops import multiply_accumulates, workload
 from exporter.compress.importance import score_weights
+from exporter.compress.narrow import narrow
 from exporter.compress.sparsity import sparsify, sparsity_of
 from exporter.compress.structure import (
     nonzero_count,
@@ -64,13 +65,19 @@ def prune(
     skipped: list[str] = []
     result = module
     structure = structure_of(module)
-    if pruning.structured and structure is None:
+    if pruning.blocks and structure is None:
         kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
         skipped.append(f"no units of a {kind} model can be removed: its family is not supported")
-    elif pruning.structured and structure is not None:
+    elif pruning.blocks and structure is not None:
         result, removed, skipped = cut(
             module, structure, task, examples, pruning, batch_size=BATCH, progress=progress
         )
+    if pruning.channels:
+        result, narrowed, lacks = narrow(
+            result, task, examples, pruning, batch_size=BATCH, progress=progress
+        )
+        removed |= narrowed
+        skipped += lacks
     if pruning.sparsity:
         scores = score_weights(
             result, examples, pruning.criterion, batch_size=BATCH, progress=progress
