@@ -182,6 +182,7 @@ def _steps(candidate: Candidate, target: Target) -> tuple[str, ...]:
                 ("heads", "attention heads"),
                 ("ffn", "feed-forward units"),
                 ("hidden", "hidden width"),
+                ("channels", "channels of convolutions"),
             )
             if getattr(candidate.pruning, part)
         ]

@@ -48,23 +48,38 @@ class Pruning(_Table):
         description="Share of the hidden width removed, from every layer at once; BERT's and "
         "GPT-2's heads shrink with it.",
     )
+    channels: float = Field(
+        0.0, ge=0, lt=1, description="Share of a convolutional network's channels removed."
+    )
     sparsity: float = Field(
         0.0, ge=0, lt=1, description="Share of single weights set to zero: download size only."
     )
     criterion: str = Field(
         "wanda", description=f"How importance is scored: one of {', '.join(CRITERIA)}."
     )
+    compensate: Literal["none", "bias", "least-squares"] = Field(
+        "least-squares",
+        description="What takes over from removed units: nothing, the bias of what reads them, or "
+        "also its remaining weights.",
+    )
     examples: int = Field(128, ge=1, description="Training examples that importance looks at.")
 
     @property
     def structured(self) -> bool:
         """True when units are physically removed."""
+        return self.blocks or bool(self.channels)
+
+    @property
+    def blocks(self) -> bool:
+        """True when parts of transformer layers are removed."""
         return bool(self.ffn or self.heads or self.layers or self.hidden)
 
     @model_validator(mode="after")
     def _something(self) -> Pruning:
         if not (self.structured or self.sparsity):
-            raise ValueError("removes nothing; set ffn, heads, layers, hidden or sparsity above 0")
+            raise ValueError(
+                "removes nothing; set ffn, heads, layers, hidden, channels or sparsity above 0"
+            )
         scored = CRITERIA.get(self.criterion)
         if scored is None:
             raise ValueError(f"unknown criterion '{self.criterion}'; known: {', '.join(CRITERIA)}")

@@ -64,7 +64,7 @@ def test_a_resolved_profile_reads_back_as_itself(tmp_path: Path) -> None:
         (('name = "int8"', 'name = "Int 8"'), r"candidates\.0\.name"),
         (
             ('quantization = "dynamic-int8"', "pruning = { ffn = 0.0 }"),
-            "removes nothing; set ffn, heads, layers, hidden or sparsity above 0",
+            "removes nothing; set ffn, heads, layers, hidden, channels or sparsity above 0",
         ),
         (
             ('quantization = "dynamic-int8"', "pruning = { ffn = 1.0 }"),

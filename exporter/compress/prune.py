@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from exporter.compress.activations import tensors
 from exporter.compress.batching import few_feeds
+from exporter.compress.divergence import divergence
+from exporter.compress.flops import multiply_accumulates, workload
 from exporter.compress.importance import score_weights
+from exporter.compress.narrow import narrow
 from exporter.compress.sparsity import sparsify, sparsity_of
 from exporter.compress.structure import (
     nonzero_count,
@@ -21,13 +20,12 @@ from exporter.compress.structure import (
 )
 from exporter.compress.structured import cut
 from exporter.models.examples import Examples, Train
-from exporter.models.runner import forward_names, named_outputs
 from exporter.models.tasks import SILENT, Task
 from exporter.progress import Progress
 from exporter.recipe import Pruning
 
 BATCH = 8
-DIVERGENCE_BATCHES = 4
+WORKLOAD_LENGTH = 128  # tokens of the input whose FLOPs are counted
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,19 @@ def prune(
     skipped: list[str] = []
     result = module
     structure = structure_of(module)
-    if pruning.structured and structure is None:
+    if pruning.blocks and structure is None:
         kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
         skipped.append(f"no units of a {kind} model can be removed: its family is not supported")
-    elif pruning.structured and structure is not None:
+    elif pruning.blocks and structure is not None:
         result, removed, skipped = cut(
             module, structure, task, examples, pruning, batch_size=BATCH, progress=progress
         )
+    if pruning.channels:
+        result, narrowed, lacks = narrow(
+            result, task, examples, pruning, batch_size=BATCH, progress=progress
+        )
+        removed |= narrowed
+        skipped += lacks
     if pruning.sparsity:
         scores = score_weights(
             result, examples, pruning.criterion, task=task, batch_size=BATCH, progress=progress
@@ -90,27 +94,12 @@ def prune(
             "after": parameter_count(result),
             "nonzero": nonzero_count(result),
         }
-        removed["divergence"] = _divergence(module, result, task, examples)
+        feeds = workload(module, batch=1, length=WORKLOAD_LENGTH)
+        removed["multiply_accumulates"] = {
+            "before": multiply_accumulates(module, feeds),
+            "after": multiply_accumulates(result, feeds),
+        }
+        removed["divergence"] = divergence(module, result, task, examples, BATCH)
     for text in skipped:
         progress.note(text)
     return PruneResult(result, removed, tuple(skipped))
-
-
-def _divergence(
-    original: nn.Module, pruned: nn.Module, task: Task, examples: Examples[Train]
-) -> float:
-    """How far the answers moved before any recovery: the task's distillation loss."""
-    losses = []
-    training = original.training
-    with torch.no_grad():
-        original.eval()
-        pruned.eval()
-        for batch in islice(examples.batches(BATCH), DIVERGENCE_BATCHES):
-            feeds = tensors(batch, forward_names(original))
-            loss = task.distill_loss(
-                named_outputs(pruned(**feeds)), named_outputs(original(**feeds)), feeds, 1.0
-            )
-            losses.append(float(loss))
-    original.train(training)
-    pruned.train(training)
-    return float(np.mean(losses))

@@ -1,4 +1,4 @@
-"""Structured pruning of a transformer: score, plan, remove."""
+"""Structured pruning of a transformer: score, plan, compensate, remove."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from exporter.compress.compensate import compensate
+from exporter.compress.divergence import divergence
 from exporter.compress.hidden import score_hidden
 from exporter.compress.importance import score_structure
 from exporter.compress.plan import plan_removal, summary
@@ -52,5 +54,22 @@ def cut(
         )
     removal = plan_removal(structure, importance, pruning, channels)
     removed = summary(structure, importance, removal, channels)
-    result = remove(module, removal) if removed else module
-    return result, removed, list(removal.skipped)
+    skipped = list(removal.skipped)
+    if not removed:
+        return module, removed, skipped
+    result = remove(module, removal)
+    if pruning.compensate != "none" and removed.keys() & {"ffn", "heads"}:
+        plain = divergence(module, result, task, examples, batch_size)
+        changed, lacks = compensate(
+            module,
+            structure,
+            removal,
+            examples,
+            pruning.compensate,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        result = remove(changed, removal)
+        removed["compensation"] = {"method": pruning.compensate, "divergence_without": plain}
+        skipped += lacks
+    return result, removed, skipped
