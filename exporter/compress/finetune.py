@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from exporter.compress.activations import tensors
 from exporter.compress.batching import development_batches, training_order
+from exporter.compress.hooks import Hook
 from exporter.compress.resume import load_checkpoint, save_checkpoint
 from exporter.compress.sparsity import zero_masks
 from exporter.compress.structure import parameter_count
@@ -66,6 +67,7 @@ def fine_tune(
     *,
     seed: int,
     scratch: Path,
+    hooks: Sequence[Hook] = (),
     progress: Progress = SILENT,
 ) -> FineTuneResult:
     """Train `student` in place and return it as it was best on development data.
@@ -73,6 +75,7 @@ def fine_tune(
     Args:
         teacher: the unpruned model; None trains on the task's loss alone.
         scratch: directory for the checkpoint that a stopped run goes on from.
+        hooks: what shapes the student meanwhile. The best look is one at which all had settled.
 
     Weights of a sparsified student that are zero stay exactly zero. Without a teacher and
     without labels there is nothing to learn from: the student is returned as it is.
@@ -86,8 +89,11 @@ def fine_tune(
     masks = zero_masks(student)
     parameters = dict(student.named_parameters())
     optimizer = torch.optim.AdamW(_groups(student), lr=0.0, betas=BETAS, fused=True)
-    identity = _fingerprint(student, teacher, train, development, options, seed)
+    identity = _fingerprint(student, teacher, train, development, options, seed, hooks)
     looks = development_batches(development, options.batch_size)
+
+    def settled(step: int) -> bool:
+        return all(hook.settled(step, options.steps) for hook in hooks)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -102,7 +108,7 @@ def fine_tune(
                 "history": [_entry(0, None, first)],
                 "best": _copied(student),
                 "best_step": 0,
-                "best_loss": first if math.isfinite(first) else math.inf,
+                "best_loss": first if math.isfinite(first) and settled(0) else math.inf,
                 "stale": 0,
                 "finished": False,
             }
@@ -110,6 +116,8 @@ def fine_tune(
             student.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["rng"])
+            for hook, told in zip(hooks, state["hooks"], strict=True):
+                hook.restore(told)
 
         start = int(state["step"])
         with progress.stage("fine-tune", options.steps) as bar:
@@ -120,6 +128,8 @@ def fine_tune(
                 if state["finished"]:
                     break
                 _set_training(student, dropout=teacher is None)
+                for hook in hooks:
+                    hook.before_step(step, options.steps, student)
                 for group in optimizer.param_groups:
                     group["lr"] = options.learning_rate * _schedule(step, options.steps)
                 loss = train_loss(next(train.batches(options.batch_size, next(order))))
@@ -130,17 +140,23 @@ def fine_tune(
                     # Without gradient and without value, AdamW leaves a weight at exactly zero.
                     if gradient is not None:
                         gradient.masked_fill_(zeros, 0.0)
+                for hook in hooks:
+                    hook.before_update(student)
                 norm = nn.utils.clip_grad_norm_(student.parameters(), CLIP)
                 if not (torch.isfinite(loss) and torch.isfinite(norm)):
                     progress.note(f"fine-tuning stopped: loss is not finite at step {step}")
                     break
                 optimizer.step()
+                for hook in hooks:
+                    hook.after_step(student)
                 sums.append(float(loss.detach()))
                 if step % options.evaluate_every == 0 or step == options.steps:
                     found = _look(student, development_loss, looks)
                     state["history"].append(_entry(step, sum(sums) / len(sums), found))
                     sums.clear()
-                    if found is not None and found < state["best_loss"]:
+                    if not settled(step):
+                        pass  # not yet what was asked for, however good
+                    elif found is not None and found < state["best_loss"]:
                         state |= {"best": _copied(student), "best_loss": found}
                         state |= {"best_step": step, "stale": 0}
                     else:
@@ -151,6 +167,7 @@ def fine_tune(
                         "model": student.state_dict(),
                         "optimizer": optimizer.state_dict(),
                         "rng": torch.get_rng_state(),
+                        "hooks": [hook.state() for hook in hooks],
                     }
                     save_checkpoint(scratch, identity, state)
                 bar.advance()
@@ -295,9 +312,11 @@ def _fingerprint(
     development: Examples[Development],
     options: FineTune,
     seed: int,
+    hooks: Sequence[Hook],
 ) -> str:
     """What a checkpoint belongs to: another run's must not be picked up."""
     digest = hashlib.sha256(repr((options.model_dump(), seed)).encode())
+    digest.update(repr([hook.identity for hook in hooks]).encode())
     digest.update(repr((train.ids, len(train.feeds), development.ids)).encode())
     for module in (student, teacher):
         for name, value in module.state_dict().items() if module is not None else ():

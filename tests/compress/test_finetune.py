@@ -11,6 +11,7 @@ import torch
 
 from exporter.compress.batching import training_order
 from exporter.compress.finetune import FineTuneResult, fine_tune
+from exporter.compress.hooks import Hook
 from exporter.compress.prune import prune
 from exporter.compress.resume import NAME
 from exporter.compress.sparsity import sparsity_of, zero_masks
@@ -36,6 +37,7 @@ def _tune(
     student: Any = None,
     distil: bool = True,
     progress: Any = None,
+    hooks: Any = (),
     seed: int = 0,
 ) -> FineTuneResult:
     return fine_tune(
@@ -47,6 +49,7 @@ def _tune(
         options,
         seed=seed,
         scratch=scratch,
+        hooks=hooks,
         progress=progress or Silent(),
     )
 
@@ -201,6 +204,56 @@ def test_zeros_stay_exactly_zero(tiny_checkpoint: Checkpoints, tmp_path: Path) -
     assert sparsity_of(result.module) == pytest.approx(share, abs=1e-6)
     learning = [name for name in before if "pooler" not in name]
     assert all(not torch.equal(values[name], after[name]) for name in learning)
+
+
+class _Settling(Hook):
+    """Counts its calls, and has not settled before a step."""
+
+    def __init__(self, settles: int = 0) -> None:
+        self.identity = f"settling {settles}"
+        self.settles = settles
+        self.calls: list[str] = []
+
+    def before_step(self, step: int, steps: int, module: Any) -> None:
+        self.calls.append(f"{step}/{steps}")
+
+    def before_update(self, module: Any) -> None:
+        assert any(p.grad is not None for p in module.parameters())
+        self.calls.append("update")
+
+    def after_step(self, module: Any) -> None:
+        self.calls.append("after")
+
+    def settled(self, step: int, steps: int) -> bool:
+        return step >= self.settles
+
+    def state(self) -> dict[str, Any]:
+        return {"calls": list(self.calls)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.calls = list(state["calls"])
+
+
+def test_hooks_see_every_step_once(tiny_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("bert")
+    hook = _Settling()
+    with pytest.raises(KeyboardInterrupt):
+        _tune(tiny, tmp_path, _options(), hooks=[hook], progress=_Stopping(6))
+    resumed = _Settling()
+    _tune(tiny, tmp_path, _options(), hooks=[resumed])
+    assert resumed.calls == [
+        call for step in range(1, 13) for call in (f"{step}/12", "update", "after")
+    ]
+
+
+def test_what_has_not_settled_is_never_the_best(
+    tiny_checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    tiny = tiny_checkpoint("bert")
+    options = _options(learning_rate=1e-9, patience=1)
+    assert _tune(tiny, tmp_path, options, hooks=[_Settling(8)]).best_step >= 8
+    other = _tune(tiny, tmp_path, options, hooks=[_Settling(12)])
+    assert other.best_step == 12, "a checkpoint of another hook is not gone on from"
 
 
 def test_early_stop_returns_the_best(tiny_checkpoint: Checkpoints, tmp_path: Path) -> None:
