@@ -248,6 +248,7 @@ def construct(
             material.train,
             material.development,
             distil=True,
+            pruning=candidate.pruning,
         )
         recovery = dict(checkpoint.facts)
     float_built = building.exported(context, checkpoint) if checkpoint is not None else reference

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.devices.host import host_description
-from exporter.errors import QuantizeError
+from exporter.errors import ExporterError, QuantizeError
 from exporter.graph.model import OnnxModel
 from exporter.models.examples import Calibration, Development, Examples, Feeds, Train
 from exporter.models.source import read_config
@@ -78,19 +78,27 @@ def fine_tuned(
     development: Prepared,
     *,
     distil: bool,
+    pruning: Pruning | None = None,
 ) -> Checkpoint:
     """A checkpoint after recovery; `student` or `teacher` None stands for the original.
 
-    Without `distil` the task's own loss alone is used: the equal training of the reference.
+    Args:
+        distil: else the task's own loss alone is used: the equal training of the reference.
+        pruning: whose sparsity rises meanwhile, where it is to.
     """
+    rising = pruning if pruning is not None and pruning.sparsity_schedule == "cubic" else None
     train_examples: Examples[Train] = train.examples
     development_examples: Examples[Development] = development.examples
 
     def make(out: Path, scratch: Path) -> None:
         from exporter.compress.finetune import fine_tune
+        from exporter.compress.prune import sparsity_hook
+        from exporter.compress.sparsity import sparsity_of
 
+        module = _load(context, student).module
+        hook = sparsity_hook(module, train_examples, rising) if rising is not None else None
         result = fine_tune(
-            _load(context, student).module,
+            module,
             _load(context, teacher).module if distil else None,
             context.task,
             train_examples,
@@ -98,13 +106,20 @@ def fine_tuned(
             options,
             seed=context.recipe.seed,
             scratch=scratch,
+            hooks=() if hook is None else (hook,),
             progress=context.progress,
         )
+        if hook is not None and not hook.settled(result.best_step, options.steps):
+            raise ExporterError(
+                "fine-tune: training broke off before the sparsity had risen to "
+                f"{pruning.zero_share if pruning else 0:g}; lower fine_tune.learning_rate"
+            )
         _save_checkpoint(context, result.module, out)
         write_facts(
             out,
             "facts.json",
             {
+                "sparsity": round(sparsity_of(result.module), 4),
                 "history": result.history,
                 "best_step": result.best_step,
                 "development_loss": result.development_loss,
@@ -123,6 +138,7 @@ def fine_tuned(
             "teacher": teacher.key if teacher else None,
             "distil": distil,
             "options": options.model_dump(),
+            "rising": rising.model_dump() if rising is not None else None,
             "train": train.key,
             "development": development.key,
             "seed": context.recipe.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,17 @@ class Pruning(_Table):
     sparsity: float = Field(
         0.0, ge=0, lt=1, description="Share of single weights set to zero: download size only."
     )
+    sparsity_scope: Literal["layer", "global"] = Field(
+        "layer", description="Take that share from each matrix, or from all of them together."
+    )
+    sparsity_pattern: str = Field(
+        "",
+        description="'2:4' keeps 2 of 4 neighbours along the input axis; empty sets no pattern.",
+    )
+    sparsity_schedule: Literal["once", "cubic"] = Field(
+        "once",
+        description="All zeros at once, or more and more of them while fine-tuning goes on.",
+    )
     criterion: Literal["magnitude", "wanda"] = Field(
         "wanda", description="How importance is scored."
     )
@@ -40,10 +52,41 @@ class Pruning(_Table):
         """True when units are physically removed."""
         return bool(self.ffn or self.heads or self.layers)
 
+    @property
+    def sparsity_group(self) -> int | None:
+        """Neighbours that the pattern speaks of, such as 4 in 2:4; None without a pattern."""
+        return int(self.sparsity_pattern.split(":")[1]) if self.sparsity_pattern else None
+
+    @property
+    def zero_share(self) -> float:
+        """Share of single weights that become zero, by number or by pattern."""
+        if not self.sparsity_pattern:
+            return self.sparsity
+        kept, group = map(int, self.sparsity_pattern.split(":"))
+        return 1 - kept / group
+
+    @field_validator("sparsity_pattern")
+    @classmethod
+    def _known_pattern(cls, value: str) -> str:
+        if value:
+            found = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", value)
+            if found is None or not 0 < int(found[1]) < int(found[2]):
+                raise ValueError(f"must be N:M with 0 < N < M, such as '2:4', got '{value}'")
+        return value
+
     @model_validator(mode="after")
     def _something(self) -> Pruning:
-        if not (self.structured or self.sparsity):
+        if not (self.structured or self.zero_share):
             raise ValueError("removes nothing; set ffn, heads, layers or sparsity above 0")
+        if self.sparsity_pattern and self.sparsity and abs(self.sparsity - self.zero_share) > 1e-6:
+            raise ValueError(
+                f"sparsity {self.sparsity:g} is not what sparsity_pattern {self.sparsity_pattern} "
+                f"leaves ({self.zero_share:g}); leave one of them out"
+            )
+        if self.sparsity_pattern and self.sparsity_scope == "global":
+            raise ValueError(
+                "a sparsity_pattern takes the same share everywhere; leave sparsity_scope out"
+            )
         return self
 
 
@@ -92,6 +135,18 @@ class Candidate(_Table):
         if value not in SCHEMES:
             raise ValueError(f"unknown scheme '{value}'; one of {', '.join(SCHEMES)}")
         return value
+
+    @model_validator(mode="after")
+    def _schedule_trains(self) -> Candidate:
+        pruning = self.pruning
+        if pruning is not None and pruning.sparsity_schedule == "cubic":
+            if self.fine_tune is None:
+                raise ValueError(
+                    "sparsity_schedule 'cubic' rises while fine-tuning goes on; add fine_tune"
+                )
+            if not pruning.zero_share:
+                raise ValueError("sparsity_schedule 'cubic' needs a sparsity or a sparsity_pattern")
+        return self
 
     @field_validator("block_size")
     @classmethod
