@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from exporter import building, stages
+from exporter.compress.ranges import LearnedRange
 from exporter.errors import ExporterError, InputError
 from exporter.judge.gate import judge
 from exporter.judge.measure import Measurements
@@ -229,6 +230,7 @@ def construct(
     checkpoint: Checkpoint | None = None
     removed: dict[str, Any] | None = None
     recovery: dict[str, Any] | None = None
+    learned: list[LearnedRange] = []
     trained = teacher or (None, reference)
     if candidate.pruning is not None:
         checkpoint = building.pruned(context, candidate.pruning, material.train)
@@ -249,11 +251,15 @@ def construct(
             material.development,
             distil=True,
             pruning=candidate.pruning,
+            rounding=building.rounding_of(context, candidate),
         )
-        recovery = dict(checkpoint.facts)
+        recovery = {name: told for name, told in checkpoint.facts.items() if name != "ranges"}
+        learned = [LearnedRange(**told) for told in checkpoint.facts["ranges"]]
     float_built = building.exported(context, checkpoint) if checkpoint is not None else reference
     return Construction(
-        building.quantized(context, float_built, candidate, material.calibration, material.feeds),
+        building.quantized(
+            context, float_built, candidate, material.calibration, material.feeds, learned
+        ),
         float_built,
         checkpoint,
         trained,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.compress.ranges import LearnedRange, Rounding
 from exporter.devices.host import host_description
 from exporter.errors import ExporterError, QuantizeError
 from exporter.graph.model import OnnxModel
@@ -28,6 +29,7 @@ from exporter.stages import (
 from exporter.supporting import fit_runtime
 
 if TYPE_CHECKING:
+    from exporter.compress.hooks import Hook
     from exporter.models.load import LoadedModule
 
 
@@ -79,12 +81,14 @@ def fine_tuned(
     *,
     distil: bool,
     pruning: Pruning | None = None,
+    rounding: Rounding | None = None,
 ) -> Checkpoint:
     """A checkpoint after recovery; `student` or `teacher` None stands for the original.
 
     Args:
         distil: else the task's own loss alone is used: the equal training of the reference.
         pruning: whose sparsity rises meanwhile, where it is to.
+        rounding: what the student trains to be quantized by; None trains it as it is.
     """
     rising = pruning if pruning is not None and pruning.sparsity_schedule == "cubic" else None
     train_examples: Examples[Train] = train.examples
@@ -93,10 +97,16 @@ def fine_tuned(
     def make(out: Path, scratch: Path) -> None:
         from exporter.compress.finetune import fine_tune
         from exporter.compress.prune import sparsity_hook
+        from exporter.compress.qat import FollowRanges, fake_quantized, observe, released
         from exporter.compress.sparsity import sparsity_of
 
         module = _load(context, student).module
         hook = sparsity_hook(module, train_examples, rising) if rising is not None else None
+        hooks: list[Hook] = [hook] if hook is not None else []
+        if rounding is not None:
+            fake_quantized(module, rounding)
+            observe(module, train_examples, options.batch_size)
+            hooks.append(FollowRanges(rounding))
         result = fine_tune(
             module,
             _load(context, teacher).module if distil else None,
@@ -106,7 +116,7 @@ def fine_tuned(
             options,
             seed=context.recipe.seed,
             scratch=scratch,
-            hooks=() if hook is None else (hook,),
+            hooks=hooks,
             progress=context.progress,
         )
         if hook is not None and not hook.settled(result.best_step, options.steps):
@@ -114,12 +124,15 @@ def fine_tuned(
                 "fine-tune: training broke off before the sparsity had risen to "
                 f"{pruning.zero_share if pruning else 0:g}; lower fine_tune.learning_rate"
             )
+        learned = released(result.module)
         _save_checkpoint(context, result.module, out)
         write_facts(
             out,
             "facts.json",
-            {
-                "sparsity": round(sparsity_of(result.module), 4),
+            ({"quantize_aware": rounding.scheme} if rounding is not None else {})
+            | ({"sparsity": round(sparsity_of(result.module), 4)} if hook is not None else {})
+            | {
+                "ranges": [asdict(told) for told in learned],
                 "history": result.history,
                 "best_step": result.best_step,
                 "development_loss": result.development_loss,
@@ -138,6 +151,7 @@ def fine_tuned(
             "teacher": teacher.key if teacher else None,
             "distil": distil,
             "options": options.model_dump(),
+            "rounding": asdict(rounding) if rounding is not None else None,
             "rising": rising.model_dump() if rising is not None else None,
             "train": train.key,
             "development": development.key,
@@ -153,10 +167,31 @@ def exported(context: Context, checkpoint: Checkpoint) -> Built:
     return _export(context, checkpoint)
 
 
+def rounding_of(context: Context, candidate: Candidate) -> Rounding | None:
+    """What a candidate's fine-tuning rounds by: what `quantized` will do; None if it does not."""
+    if candidate.fine_tune is None or not candidate.fine_tune.quantize_aware:
+        return None
+    return Rounding(
+        candidate.quantization,
+        per_channel=candidate.per_channel,
+        safe=context.target.int8_may_saturate,
+        block_size=candidate.block_size,
+    )
+
+
 def quantized(
-    context: Context, built: Built, candidate: Candidate, calibration: Prepared, feeds: Feeds
+    context: Context,
+    built: Built,
+    candidate: Candidate,
+    calibration: Prepared,
+    feeds: Feeds,
+    learned: Sequence[LearnedRange] = (),
 ) -> Built:
-    """`built` in the candidate's format, audited, with its fusions chosen by measurement."""
+    """`built` in the candidate's format, audited, with its fusions chosen by measurement.
+
+    Args:
+        learned: static ranges that quantization-aware training found.
+    """
     examples: Examples[Calibration] = calibration.examples
     target = context.target
     scheme = get_scheme(candidate.quantization)
@@ -176,6 +211,7 @@ def quantized(
                 per_channel=candidate.per_channel,
                 block_size=candidate.block_size,
                 threads=target.threads,
+                learned=tuple(learned),
             ),
         )
         choose_fusions(result.model, feeds, threads=target.threads)
@@ -219,6 +255,7 @@ def quantized(
             "runtime_version": target.runtime_version,
             "ort": target.isa if target.format == "ort" else None,
             "calibration": calibration.key if scheme.CALIBRATED else None,
+            "learned": [asdict(told) for told in learned],
             "feeds": feeds_id(feeds),  # fusions are chosen by timing them
             "cpu": host_description()["cpu"],
         },

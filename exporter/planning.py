@@ -194,6 +194,8 @@ def _steps(candidate: Candidate, target: Target) -> tuple[str, ...]:
     if candidate.fine_tune is not None:
         tune = candidate.fine_tune
         steps.append(f"distil from the original for up to {tune.steps} steps")
+        if tune.quantize_aware:
+            steps.append(f"round as {candidate.quantization} will, all the while")
         if tune.train_reference:
             steps.append("train the reference as long, and judge against the better one")
     steps.append("export to ONNX, and compare it with PyTorch")

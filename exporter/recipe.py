@@ -13,6 +13,8 @@ from exporter.toml import read_toml, validated
 # One line each: a scheme NAME lives in exporter/quantize/NAME.py, a task in
 # exporter/models/tasks/NAME.py (dashes become underscores).
 SCHEMES = ("none", "dynamic-int8", "static-int8", "int8-weights", "int4-weights", "float16")
+# Those that training can round as (exporter/compress/qat.py).
+QUANTIZE_AWARE = ("dynamic-int8", "static-int8", "int8-weights", "int4-weights")
 TASKS = ("text-generation", "text-classification", "feature-extraction", "image-classification")
 
 
@@ -102,6 +104,11 @@ class FineTune(_Table):
     temperature: float = Field(1.0, gt=0, description="Softens both distributions.")
     evaluate_every: int = Field(50, ge=1, description="Steps between looks at development data.")
     patience: int = Field(4, ge=1, description="Looks without improvement before stopping.")
+    quantize_aware: bool = Field(
+        False,
+        description="Train with weights and activations rounded as the candidate's quantization "
+        "will round them.",
+    )
     train_reference: bool = Field(
         True,
         description="Give the reference as many steps, and judge against the better one.",
@@ -135,6 +142,16 @@ class Candidate(_Table):
         if value not in SCHEMES:
             raise ValueError(f"unknown scheme '{value}'; one of {', '.join(SCHEMES)}")
         return value
+
+    @model_validator(mode="after")
+    def _rounding_known(self) -> Candidate:
+        aware = self.fine_tune is not None and self.fine_tune.quantize_aware
+        if aware and self.quantization not in QUANTIZE_AWARE:
+            raise ValueError(
+                f"quantize_aware cannot train for quantization '{self.quantization}'; "
+                f"set one of {', '.join(QUANTIZE_AWARE)}, or leave quantize_aware out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _schedule_trains(self) -> Candidate:
