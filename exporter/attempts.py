@@ -8,6 +8,7 @@ from functools import cache
 from typing import Literal
 
 from exporter import building, stages
+from exporter.compress.ranges import LearnedRange
 from exporter.errors import ExporterError, InputError
 from exporter.judge.gate import judge
 from exporter.judge.measure import Measurements
@@ -245,9 +246,12 @@ def construct(
     if candidate.pruning is not None and not recovery.removed:
         raise _NothingRemoved("; ".join(recovery.skipped))
     checkpoint = recovery.checkpoint
+    learned = [LearnedRange(**told) for told in recovery.ranges]
     float_built = building.exported(context, checkpoint) if checkpoint is not None else reference
     return Construction(
-        building.quantized(context, float_built, candidate, material.calibration, material.feeds),
+        building.quantized(
+            context, float_built, candidate, material.calibration, material.feeds, learned
+        ),
         float_built,
         checkpoint,
         trained(),

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.compress.ranges import LearnedRange, Rounding
 from exporter.devices.host import host_description
-from exporter.errors import QuantizeError
+from exporter.errors import ExporterError, QuantizeError
 from exporter.graph.model import OnnxModel
 from exporter.models.examples import Calibration, Development, Examples, Feeds, Train
 from exporter.models.source import read_config
@@ -27,6 +28,7 @@ from exporter.stages import (
 from exporter.supporting import fit_runtime
 
 if TYPE_CHECKING:
+    from exporter.compress.hooks import Hook
     from exporter.models.load import LoadedModule
 
 
@@ -109,22 +111,40 @@ def fine_tuned(
     *,
     distil: bool,
     layers: Sequence[int] | None = None,
+    pruning: Pruning | None = None,
+    rounding: Rounding | None = None,
 ) -> Checkpoint:
     """A checkpoint after recovery; `student` or `teacher` None stands for the original.
 
-    Without `distil` the task's own loss alone is used: the equal training of the reference.
-
     Args:
+        distil: else the task's own loss alone is used: the equal training of the reference.
         layers: the teacher's layers that the student kept; None if it kept all.
+        pruning: whose sparsity rises meanwhile, where it is to.
+        rounding: what the student trains to be quantized by; None trains it as it is.
     """
+    rising = pruning if pruning is not None and pruning.sparsity_schedule == "cubic" else None
     train_examples: Examples[Train] = train.examples
     development_examples: Examples[Development] = development.examples
 
     def make(out: Path, scratch: Path) -> None:
         from exporter.compress.finetune import fine_tune
+        from exporter.compress.prune import sparsity_hook
+        from exporter.compress.qat import FollowRanges, fake_quantized, observe, released
+        from exporter.compress.sparsity import sparsity_of
 
+        module = _load(context, student).module
+        hook = (
+            sparsity_hook(module, context.task, train_examples, rising)
+            if rising is not None
+            else None
+        )
+        hooks: list[Hook] = [hook] if hook is not None else []
+        if rounding is not None:
+            fake_quantized(module, rounding)
+            observe(module, train_examples, options.batch_size)
+            hooks.append(FollowRanges(rounding))
         result = fine_tune(
-            _load(context, student).module,
+            module,
             _load(context, teacher).module if distil else None,
             context.task,
             train_examples,
@@ -133,10 +153,24 @@ def fine_tuned(
             seed=context.recipe.seed,
             scratch=scratch,
             layers=layers,
+            hooks=hooks,
             progress=context.progress,
         )
+        if hook is not None and not hook.settled(result.best_step, options.steps):
+            raise ExporterError(
+                "fine-tune: training broke off before the sparsity had risen to "
+                f"{pruning.zero_share if pruning else 0:g}; lower fine_tune.learning_rate"
+            )
+        learned = released(result.module)
         _save_checkpoint(context, result.module, out)
-        write_facts(out, "facts.json", result.facts())
+        write_facts(
+            out,
+            "facts.json",
+            ({"quantize_aware": rounding.scheme} if rounding is not None else {})
+            | ({"sparsity": round(sparsity_of(result.module), 4)} if hook is not None else {})
+            | {"ranges": [asdict(told) for told in learned]}
+            | result.facts(),
+        )
 
     entry = run_stage(
         context,
@@ -151,6 +185,8 @@ def fine_tuned(
             "distil": distil,
             "layers": None if layers is None else list(layers),
             "options": options.model_dump(),
+            "rounding": asdict(rounding) if rounding is not None else None,
+            "rising": rising.model_dump() if rising is not None else None,
             "train": train.key,
             "development": development.key,
             "seed": context.recipe.seed,
@@ -165,10 +201,31 @@ def exported(context: Context, checkpoint: Checkpoint) -> Built:
     return _export(context, checkpoint)
 
 
+def rounding_of(context: Context, candidate: Candidate) -> Rounding | None:
+    """What a candidate's fine-tuning rounds by: what `quantized` will do; None if it does not."""
+    if candidate.fine_tune is None or not candidate.fine_tune.quantize_aware:
+        return None
+    return Rounding(
+        candidate.quantization,
+        per_channel=candidate.per_channel,
+        safe=context.target.int8_may_saturate,
+        block_size=candidate.block_size,
+    )
+
+
 def quantized(
-    context: Context, built: Built, candidate: Candidate, calibration: Prepared, feeds: Feeds
+    context: Context,
+    built: Built,
+    candidate: Candidate,
+    calibration: Prepared,
+    feeds: Feeds,
+    learned: Sequence[LearnedRange] = (),
 ) -> Built:
-    """`built` in the candidate's format, audited, with its fusions chosen by measurement."""
+    """`built` in the candidate's format, audited, with its fusions chosen by measurement.
+
+    Args:
+        learned: static ranges that quantization-aware training found.
+    """
     examples: Examples[Calibration] = calibration.examples
     target = context.target
     scheme = get_scheme(candidate.quantization)
@@ -188,6 +245,7 @@ def quantized(
                 per_channel=candidate.per_channel,
                 block_size=candidate.block_size,
                 threads=target.threads,
+                learned=tuple(learned),
             ),
         )
         choose_fusions(result.model, feeds, threads=target.threads)
@@ -231,6 +289,7 @@ def quantized(
             "runtime_version": target.runtime_version,
             "ort": target.isa if target.format == "ort" else None,
             "calibration": calibration.key if scheme.CALIBRATED else None,
+            "learned": [asdict(told) for told in learned],
             "feeds": feeds_id(feeds),  # fusions are chosen by timing them
             "cpu": host_description()["cpu"],
         },

@@ -21,7 +21,7 @@ from exporter.models.source import resolve_source
 from exporter.models.splits import make_splits
 from exporter.models.tasks import get_task
 from exporter.pipeline import resolve_target
-from exporter.recipe import Candidate, Recipe
+from exporter.recipe import Candidate, Pruning, Recipe
 from exporter.report.wording import limit
 from exporter.target import DeviceEntry, Target
 
@@ -191,14 +191,13 @@ def _steps(candidate: Candidate, target: Target) -> tuple[str, ...]:
                 f"remove {', '.join(shares)}, least important first by "
                 f"{candidate.pruning.criterion} (physically: that is what saves time)"
             )
-        if candidate.pruning.sparsity:
-            steps.append(
-                f"set {100 * candidate.pruning.sparsity:g} % of the single weights to zero "
-                "(for the download only: zeros are not speed)"
-            )
+        if candidate.pruning.zero_share:
+            steps.append(_zeros(candidate.pruning))
     if candidate.fine_tune is not None:
         tune = candidate.fine_tune
         steps.append(f"distil from the original for up to {tune.steps} steps")
+        if tune.quantize_aware:
+            steps.append(f"round as {candidate.quantization} will, all the while")
         if tune.train_reference:
             steps.append("train the reference as long, and judge against the better one")
     steps.append("export to ONNX, and compare it with PyTorch")
@@ -206,6 +205,17 @@ def _steps(candidate: Candidate, target: Target) -> tuple[str, ...]:
         narrow = " to weights whose sums cannot saturate" if target.int8_may_saturate else ""
         steps.append(f"quantize: {candidate.quantization}{narrow}, and count the kernels that run")
     return tuple(steps)
+
+
+def _zeros(pruning: Pruning) -> str:
+    where = f" in the pattern {pruning.sparsity_pattern}" if pruning.sparsity_pattern else ""
+    if pruning.sparsity_scope == "global":
+        where = ", wherever they matter least"
+    when = ", more and more of them while fine-tuning" * (pruning.sparsity_schedule == "cubic")
+    return (
+        f"set {100 * pruning.zero_share:g} % of the single weights to zero{where}{when} "
+        "(for the download only: zeros are not speed)"
+    )
 
 
 def _not_choosable(budgets: Sequence[Budget], examples: int, confidence: float) -> tuple[str, ...]:

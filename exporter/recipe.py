@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from exporter.toml import read_toml, validated
 # One line each: a scheme NAME lives in exporter/quantize/NAME.py, a task in
 # exporter/models/tasks/NAME.py (dashes become underscores).
 SCHEMES = ("none", "dynamic-int8", "static-int8", "int8-weights", "int4-weights", "float16")
+# Those that training can round as (exporter/compress/qat.py).
+QUANTIZE_AWARE = ("dynamic-int8", "static-int8", "int8-weights", "int4-weights")
 TASKS = ("text-generation", "text-classification", "feature-extraction", "image-classification")
 
 _UNITS = ("ffn", "head", "group", "hidden", "channel", "row", "column")
@@ -54,6 +57,17 @@ class Pruning(_Table):
     sparsity: float = Field(
         0.0, ge=0, lt=1, description="Share of single weights set to zero: download size only."
     )
+    sparsity_scope: Literal["layer", "global"] = Field(
+        "layer", description="Take that share from each matrix, or from all of them together."
+    )
+    sparsity_pattern: str = Field(
+        "",
+        description="'2:4' keeps 2 of 4 neighbours along the input axis; empty sets no pattern.",
+    )
+    sparsity_schedule: Literal["once", "cubic"] = Field(
+        "once",
+        description="All zeros at once, or more and more of them while fine-tuning goes on.",
+    )
     criterion: str = Field(
         "wanda", description=f"How importance is scored: one of {', '.join(CRITERIA)}."
     )
@@ -74,22 +88,51 @@ class Pruning(_Table):
         """True when parts of transformer layers are removed."""
         return bool(self.ffn or self.heads or self.layers or self.hidden)
 
+    @property
+    def sparsity_group(self) -> int | None:
+        """Neighbours that the pattern speaks of, such as 4 in 2:4; None without a pattern."""
+        return int(self.sparsity_pattern.split(":")[1]) if self.sparsity_pattern else None
+
+    @property
+    def zero_share(self) -> float:
+        """Share of single weights that become zero, by number or by pattern."""
+        if not self.sparsity_pattern:
+            return self.sparsity
+        kept, group = map(int, self.sparsity_pattern.split(":"))
+        return 1 - kept / group
+
+    @field_validator("sparsity_pattern")
+    @classmethod
+    def _known_pattern(cls, value: str) -> str:
+        if value:
+            found = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", value)
+            if found is None or not 0 < int(found[1]) < int(found[2]):
+                raise ValueError(f"must be N:M with 0 < N < M, such as '2:4', got '{value}'")
+        return value
+
     @model_validator(mode="after")
     def _something(self) -> Pruning:
-        if not (self.structured or self.sparsity):
+        if not (self.structured or self.zero_share):
             raise ValueError(
                 "removes nothing; set ffn, heads, layers, hidden, channels or sparsity above 0"
             )
         scored = CRITERIA.get(self.criterion)
         if scored is None:
             raise ValueError(f"unknown criterion '{self.criterion}'; known: {', '.join(CRITERIA)}")
-        parts = (("ffn", "ffn"), ("heads", "group"), ("hidden", "hidden"), ("sparsity", "weight"))
+        parts = (("ffn", "ffn"), ("heads", "group"), ("hidden", "hidden"), ("zero_share", "weight"))
         for name, kind in parts:
             if getattr(self, name) and kind not in scored:
                 able = ", ".join(c for c, kinds in CRITERIA.items() if kind in kinds)
-                raise ValueError(
-                    f"{self.criterion} cannot score what {name} removes; take one of {able}"
-                )
+                raise ValueError(f"{self.criterion} cannot score {kind}s; take one of {able}")
+        if self.sparsity_pattern and self.sparsity and abs(self.sparsity - self.zero_share) > 1e-6:
+            raise ValueError(
+                f"sparsity {self.sparsity:g} is not what sparsity_pattern {self.sparsity_pattern} "
+                f"leaves ({self.zero_share:g}); leave one of them out"
+            )
+        if self.sparsity_pattern and self.sparsity_scope == "global":
+            raise ValueError(
+                "a sparsity_pattern takes the same share everywhere; leave sparsity_scope out"
+            )
         return self
 
 
@@ -132,6 +175,11 @@ class FineTune(_Table):
         None,
         description="Stop once the development loss is shown (95 %) to exceed the teacher's by "
         "at most this much; unset trains on for as long as it improves.",
+    )
+    quantize_aware: bool = Field(
+        False,
+        description="Train with weights and activations rounded as the candidate's quantization "
+        "will round them.",
     )
     train_reference: bool = Field(
         True,
@@ -179,6 +227,28 @@ class Candidate(_Table):
         if value not in SCHEMES:
             raise ValueError(f"unknown scheme '{value}'; one of {', '.join(SCHEMES)}")
         return value
+
+    @model_validator(mode="after")
+    def _rounding_known(self) -> Candidate:
+        aware = self.fine_tune is not None and self.fine_tune.quantize_aware
+        if aware and self.quantization not in QUANTIZE_AWARE:
+            raise ValueError(
+                f"quantize_aware cannot train for quantization '{self.quantization}'; "
+                f"set one of {', '.join(QUANTIZE_AWARE)}, or leave quantize_aware out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_trains(self) -> Candidate:
+        pruning = self.pruning
+        if pruning is not None and pruning.sparsity_schedule == "cubic":
+            if self.fine_tune is None:
+                raise ValueError(
+                    "sparsity_schedule 'cubic' rises while fine-tuning goes on; add fine_tune"
+                )
+            if not pruning.zero_share:
+                raise ValueError("sparsity_schedule 'cubic' needs a sparsity or a sparsity_pattern")
+        return self
 
     @field_validator("block_size")
     @classmethod

@@ -21,12 +21,14 @@ class Recovered:
         removed: what went in all, JSON-ready; None without pruning, empty if nothing could go.
         skipped: what was asked for and could not be done, a sentence each.
         recovery: how fine-tuning went, JSON-ready; None without.
+        ranges: the activation ranges that training learned, JSON-ready.
     """
 
     checkpoint: Checkpoint | None
     removed: dict[str, Any] | None = None
     skipped: tuple[str, ...] = ()
     recovery: dict[str, Any] | None = None
+    ranges: tuple[dict[str, Any], ...] = ()
 
 
 def recovered(
@@ -48,9 +50,17 @@ def recovered(
         if options is None:
             return Recovered(None)
         tuned = building.fine_tuned(
-            context, None, teacher(), options, train, development, distil=True
+            context,
+            None,
+            teacher(),
+            options,
+            train,
+            development,
+            distil=True,
+            rounding=building.rounding_of(context, candidate),
         )
-        return Recovered(tuned, recovery=dict(tuned.facts))
+        facts, learned = _told(tuned)
+        return Recovered(tuned, recovery=facts, ranges=learned)
     plans = [pruning]
     if options is not None:
         plans = building.rounds(context, pruning, options.largest_cut, train)
@@ -59,6 +69,7 @@ def recovered(
     removals: list[dict[str, Any]] = []
     skipped: dict[str, None] = {}
     recoveries: list[dict[str, Any]] = []
+    ranges: tuple[dict[str, Any], ...] = ()
     for number, (plan, share) in enumerate(zip(plans, shares, strict=True), 1):
         within = context
         if len(plans) > 1:
@@ -78,14 +89,25 @@ def recovered(
                 development,
                 distil=True,
                 layers=kept_layers(removals),
+                pruning=plan,
+                # What is not yet as small as it will be need not learn to be rounded.
+                rounding=building.rounding_of(context, candidate) if number == len(plans) else None,
             )
-            recoveries.append(dict(checkpoint.facts))
+            told, ranges = _told(checkpoint)
+            recoveries.append(told)
     return Recovered(
         checkpoint,
         joined(removals),
         tuple(skipped),
         _joined(recoveries, shares) if recoveries else None,
+        ranges,
     )
+
+
+def _told(tuned: Checkpoint) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
+    """How fine-tuning went, and the ranges that it learned."""
+    facts = dict(tuned.facts)
+    return facts, tuple(facts.pop("ranges"))
 
 
 def _shared(options: FineTune | None, rounds: int) -> list[FineTune | None]:

@@ -10,15 +10,17 @@ from torch import nn
 from exporter.compress.batching import few_feeds
 from exporter.compress.divergence import divergence
 from exporter.compress.flops import multiply_accumulates, workload
-from exporter.compress.importance import score_weights
+from exporter.compress.importance import prunable_weights, score_weights
 from exporter.compress.narrow import narrow
-from exporter.compress.sparsity import sparsify, sparsity_of
+from exporter.compress.sparsity import check_group, sparsify, sparsity_of
+from exporter.compress.sparsity_schedule import RisingSparsity
 from exporter.compress.structure import (
     nonzero_count,
     parameter_count,
     structure_of,
 )
 from exporter.compress.structured import cut
+from exporter.errors import ModelError
 from exporter.models.examples import Examples, Train
 from exporter.models.tasks import SILENT, Task
 from exporter.progress import Progress
@@ -58,6 +60,9 @@ def prune(
     Raises:
         DataError: the examples are not training examples.
         ProfileError: a ratio would leave nothing.
+        ModelError: a pattern of zeros does not divide a width.
+
+    Zeros that rise on a schedule are left to fine-tuning (`sparsity_hook`).
     """
     examples.require(Train)
     examples = few_feeds(examples, pruning.examples)
@@ -78,12 +83,20 @@ def prune(
         )
         removed |= narrowed
         skipped += lacks
-    if pruning.sparsity:
+    if pruning.zero_share and pruning.sparsity_schedule == "cubic":
+        removed["sparsity"] = {"final": pruning.zero_share, "schedule": "cubic"}
+    elif pruning.zero_share:
         scores = score_weights(
             result, examples, pruning.criterion, task=task, batch_size=BATCH, progress=progress
         )
         if scores:
-            result = sparsify(result, pruning.sparsity, scores)
+            result = sparsify(
+                result,
+                pruning.zero_share,
+                scores,
+                scope=pruning.sparsity_scope,
+                group=pruning.sparsity_group,
+            )
             removed["sparsity"] = round(sparsity_of(result), 4)
         else:
             skipped.append("sparsity: the model has no matrices whose weights may become zero")
@@ -103,3 +116,33 @@ def prune(
     for text in skipped:
         progress.note(text)
     return PruneResult(result, removed, tuple(skipped))
+
+
+def sparsity_hook(
+    module: nn.Module, task: Task, examples: Examples[Train], pruning: Pruning
+) -> RisingSparsity | None:
+    """What raises the sparsity of `module` while it is fine-tuned; None where nothing does.
+
+    Importance is scored anew for the weights as they are at each update.
+
+    Raises:
+        ModelError: the pattern of zeros does not divide a width, or there is nothing to set.
+    """
+    if not (pruning.zero_share and pruning.sparsity_schedule == "cubic"):
+        return None
+    if not prunable_weights(module):
+        raise ModelError(
+            "pruning.sparsity_schedule",
+            "needs matrices whose weights may become zero",
+            got="none",
+            remedy="leave sparsity out.",
+        )
+    check_group(module, pruning.sparsity_group)
+    chosen = few_feeds(examples, pruning.examples)
+    return RisingSparsity(
+        pruning.zero_share,
+        lambda now: score_weights(now, chosen, pruning.criterion, task=task, batch_size=BATCH),
+        scope=pruning.sparsity_scope,
+        group=pruning.sparsity_group,
+        identity=f"{pruning.criterion} {len(chosen.feeds)}",
+    )

@@ -19,7 +19,9 @@ from exporter.models.tasks import Task
 from exporter.recipe import Pruning
 
 # Ratios of a Pruning that remove units; sparsity removes none and waits for the last round.
-PARTS = ("ffn", "heads", "layers")
+PARTS = ("ffn", "heads", "layers", "hidden")
+_WHOLE: dict[str, Any] = {"sparsity": 0.0, "sparsity_pattern": "", "sparsity_schedule": "once"}
+_SHAPE: dict[str, Any] = {"criterion": "magnitude", "compensate": "none", **_WHOLE}
 MORE = 3  # rounds beyond the fewest that are tried: a layer cannot be removed in halves
 SLACK = 0.01  # of the share, for widths that are rounded
 
@@ -39,10 +41,10 @@ def plan_rounds(
     Raises:
         ProfileError: a ratio would leave nothing.
     """
-    if not pruning.structured or largest >= 1:
+    if not pruning.blocks or pruning.channels or largest >= 1:
         return (pruning,)
     # How much goes does not depend on what is important; magnitude needs no data.
-    shape = pruning.model_copy(update={"criterion": "magnitude", "sparsity": 0.0})
+    shape = pruning.model_copy(update=_SHAPE)
     one = examples.head(1)
     result = prune(module, task, one, shape)
     whole = body_parameters(module)
@@ -80,11 +82,8 @@ def _divided(
             continue
         rest = dict.fromkeys(PARTS, 0.0) | ratios
         try:
-            this = pruning.model_copy(
-                update=rest | {"sparsity": pruning.sparsity if number == count else 0.0}
-            )
-            shape = this.model_copy(update={"criterion": "magnitude", "sparsity": 0.0})
-            cut = prune(module, task, examples, shape)
+            this = pruning.model_copy(update=rest | (_WHOLE if number < count else {}))
+            cut = prune(module, task, examples, this.model_copy(update=_SHAPE))
         except ProfileError:  # rounded to nothing left: fewer rounds will do
             return 1.0, (pruning,)
         if not cut.removed:
@@ -98,7 +97,8 @@ def _divided(
     if not ended or not rounds:
         return 1.0, (pruning,)
     # A last round that removed no unit was left out; the one before it takes the zeros.
-    rounds[-1] = rounds[-1].model_copy(update={"sparsity": pruning.sparsity})
+    zeros = {name: getattr(pruning, name) for name in _WHOLE}
+    rounds[-1] = rounds[-1].model_copy(update=zeros)
     return max(shares), tuple(rounds)
 
 

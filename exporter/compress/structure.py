@@ -222,7 +222,7 @@ def matrix_of(block: nn.Module, name: str) -> Tensor:
 
 def is_transposed(linear: nn.Module) -> bool:
     """True for GPT-2's Conv1D, which keeps its weight as (in, out)."""
-    return type(linear).__name__ == "Conv1D"
+    return any(kind.__name__ == "Conv1D" for kind in type(linear).__mro__)
 
 
 def parameter_count(module: nn.Module) -> int:

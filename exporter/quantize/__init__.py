@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
+from exporter.compress.ranges import LearnedRange
 from exporter.graph.model import OnnxModel
 from exporter.models.examples import Calibration, Examples
 from exporter.recipe import SCHEMES
@@ -22,6 +23,7 @@ class QuantizeOptions:
         per_channel: one scale an output channel, not one a tensor.
         block_size: weights that share a scale in weight-only schemes: 16 to 256, a power of two.
         threads: cores that calibration may use.
+        learned: static ranges from quantization-aware training; what they leave open is measured.
     """
 
     calibration: Examples[Calibration] | None = None
@@ -29,6 +31,7 @@ class QuantizeOptions:
     per_channel: bool = True
     block_size: int = 32
     threads: int = 1
+    learned: tuple[LearnedRange, ...] = ()
 
 
 @dataclass(frozen=True)

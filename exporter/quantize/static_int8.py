@@ -17,6 +17,7 @@ from exporter.graph.model import OnnxModel
 from exporter.quantize import QuantizeOptions, QuantizeResult
 from exporter.quantize.calibrate import Range, activation_ranges
 from exporter.quantize.convolutions import find_region, quantize_region
+from exporter.quantize.learned import learned_ranges
 from exporter.quantize.linears import Linear, embeddings, float_products, linear_layers
 from exporter.quantize.proof import proven, refusal
 from exporter.quantize.storage import read_graph, write_graph
@@ -56,6 +57,7 @@ def quantize(model: OnnxModel, out: Path, options: QuantizeOptions) -> QuantizeR
     watched = [linear.x.name for linear in linears]
     watched += [region.range_source(value).name for value in region.values()]
     ranges = activation_ranges(model, watched, options.calibration, threads=options.threads)
+    ranges |= learned_ranges(options.learned, linears, region)
 
     use_contrib(graph)
     tied = {id(e): tied_linear(e, linears) for e in tables}
