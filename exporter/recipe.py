@@ -119,11 +119,18 @@ class Pruning(_Table):
         scored = CRITERIA.get(self.criterion)
         if scored is None:
             raise ValueError(f"unknown criterion '{self.criterion}'; known: {', '.join(CRITERIA)}")
-        parts = (("ffn", "ffn"), ("heads", "group"), ("hidden", "hidden"), ("zero_share", "weight"))
-        for name, kind in parts:
-            if getattr(self, name) and kind not in scored:
+        parts = (
+            ("ffn", self.ffn, "ffn"),
+            ("heads", self.heads, "group"),
+            ("hidden", self.hidden, "hidden"),
+            ("sparsity", self.zero_share, "weight"),
+        )
+        for name, share, kind in parts:
+            if share and kind not in scored:
                 able = ", ".join(c for c, kinds in CRITERIA.items() if kind in kinds)
-                raise ValueError(f"{self.criterion} cannot score {kind}s; take one of {able}")
+                raise ValueError(
+                    f"{self.criterion} cannot score what {name} removes; take one of {able}"
+                )
         if self.sparsity_pattern and self.sparsity and abs(self.sparsity - self.zero_share) > 1e-6:
             raise ValueError(
                 f"sparsity {self.sparsity:g} is not what sparsity_pattern {self.sparsity_pattern} "

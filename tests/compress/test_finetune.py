@@ -89,7 +89,9 @@ def _equal(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize("family", ["bert", "qwen3", "vit"])
 def test_a_pruned_model_recovers(family: str, tiny_checkpoint: Checkpoints, tmp_path: Path) -> None:
     tiny = tiny_checkpoint(family)
-    pruned = prune(tiny.module(), tiny.task, tiny.examples(Train), Pruning(ffn=0.5)).module
+    pruned = prune(
+        tiny.module(), tiny.task, tiny.examples(Train), Pruning(ffn=0.5, compensate="none")
+    ).module
     result = _tune(
         tiny, tmp_path, _options(steps=30, batch_size=8, evaluate_every=10), student=pruned
     )
@@ -106,7 +108,9 @@ def test_a_pruned_model_recovers(family: str, tiny_checkpoint: Checkpoints, tmp_
 
 def test_distillation_needs_no_labels(tiny_checkpoint: Checkpoints, tmp_path: Path) -> None:
     tiny = tiny_checkpoint("bert-encoder")
-    pruned = prune(tiny.module(), tiny.task, tiny.examples(Train), Pruning(ffn=0.5)).module
+    pruned = prune(
+        tiny.module(), tiny.task, tiny.examples(Train), Pruning(ffn=0.5, compensate="none")
+    ).module
     result = _tune(tiny, tmp_path, _options(), student=pruned)
     assert result.best_step > 0
     assert result.development_loss < result.history[0]["development_loss"]  # type: ignore[operator]

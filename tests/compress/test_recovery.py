@@ -293,7 +293,12 @@ def test_nothing_is_tried_without_a_loss_of_the_task(
 ) -> None:
     tiny = tiny_checkpoint("bert-encoder")
     result = _tune(
-        tiny, tmp_path, _pruned(tiny, ffn=0.5), tiny.module(), distill_weight="auto", steps=4
+        tiny,
+        tmp_path,
+        _pruned(tiny, ffn=0.5, compensate="none"),
+        tiny.module(),
+        distill_weight="auto",
+        steps=4,
     )
     assert result.trials == {}
     assert result.best_step > 0
