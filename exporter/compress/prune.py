@@ -78,6 +78,8 @@ def prune(
         )
         removed |= narrowed
         skipped += lacks
+    if removed:
+        removed["multiply_accumulates"] = _work(module, result)
     if pruning.sparsity:
         scores = score_weights(
             result, examples, pruning.criterion, batch_size=BATCH, progress=progress
@@ -94,15 +96,17 @@ def prune(
             "after": parameter_count(result),
             "nonzero": nonzero_count(result),
         }
-        feeds = workload(module, batch=1, length=WORKLOAD_LENGTH)
-        removed["multiply_accumulates"] = {
-            "before": multiply_accumulates(module, feeds),
-            "after": multiply_accumulates(result, feeds),
-        }
         removed["divergence"] = divergence(module, result, task, examples, BATCH)
     for text in skipped:
         progress.note(text)
     return PruneResult(result, removed, tuple(skipped))
+
+
+def _work(module: nn.Module, smaller: nn.Module) -> dict[str, Any]:
+    """Multiply-accumulates of one input before and after, and the share that is left."""
+    feeds = workload(module, batch=1, length=WORKLOAD_LENGTH)
+    before, after = (multiply_accumulates(m, feeds) for m in (module, smaller))
+    return {"before": before, "after": after, "share": round(after / before, 4)}
 
 
 def _spread(examples: Examples[Train], count: int) -> Examples[Train]:
