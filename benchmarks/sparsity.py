@@ -21,8 +21,9 @@ import torch
 from rich.console import Console
 
 from exporter.compress.finetune import fine_tune
-from exporter.compress.prune import prune, sparsity_hook
+from exporter.compress.prune import prune
 from exporter.compress.sparsity import sparsity_of
+from exporter.compress.sparsity_schedule import sparsity_hook
 from exporter.display import progress_for
 from exporter.graph.export import export_model
 from exporter.graph.model import OnnxModel

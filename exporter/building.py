@@ -128,9 +128,9 @@ def fine_tuned(
 
     def make(out: Path, scratch: Path) -> None:
         from exporter.compress.finetune import fine_tune
-        from exporter.compress.prune import sparsity_hook
         from exporter.compress.qat import FollowRanges, fake_quantized, observe, released
         from exporter.compress.sparsity import sparsity_of
+        from exporter.compress.sparsity_schedule import sparsity_hook
 
         module = _load(context, student).module
         hook = (

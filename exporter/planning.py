@@ -191,6 +191,8 @@ def _steps(candidate: Candidate, target: Target) -> tuple[str, ...]:
                 f"remove {', '.join(shares)}, least important first by "
                 f"{candidate.pruning.criterion} (physically: that is what saves time)"
             )
+            if candidate.pruning.compensate != "none":
+                steps.append(f"let what stays take over ({candidate.pruning.compensate})")
         if candidate.pruning.zero_share:
             steps.append(_zeros(candidate.pruning))
     if candidate.fine_tune is not None:

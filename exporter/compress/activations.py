@@ -137,7 +137,7 @@ def _rows(part: nn.Module, value: Tensor, mask: Tensor | None) -> Tensor:
     """Activations as (positions, features), without those that are padding."""
     if isinstance(part, nn.Conv1d | nn.Conv2d):
         return value.flatten(2).transpose(1, 2).flatten(0, 1)  # from (batch, channels, ...)
-    if mask is not None and value.shape[:2] == mask.shape:
+    if mask is not None and value.ndim > 2 and value.shape[:2] == mask.shape:
         return value[mask.bool()]
     return value.reshape(-1, value.shape[-1])
 

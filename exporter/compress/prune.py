@@ -10,17 +10,15 @@ from torch import nn
 from exporter.compress.batching import few_feeds
 from exporter.compress.divergence import divergence
 from exporter.compress.flops import multiply_accumulates, workload
-from exporter.compress.importance import prunable_weights, score_weights
+from exporter.compress.importance import score_weights
 from exporter.compress.narrow import narrow
-from exporter.compress.sparsity import check_group, sparsify, sparsity_of
-from exporter.compress.sparsity_schedule import RisingSparsity
+from exporter.compress.sparsity import sparsify, sparsity_of
 from exporter.compress.structure import (
     nonzero_count,
     parameter_count,
     structure_of,
 )
 from exporter.compress.structured import cut
-from exporter.errors import ModelError
 from exporter.models.examples import Examples, Train
 from exporter.models.tasks import SILENT, Task
 from exporter.progress import Progress
@@ -83,6 +81,8 @@ def prune(
         )
         removed |= narrowed
         skipped += lacks
+    if removed:
+        removed["multiply_accumulates"] = _work(module, result)
     if pruning.zero_share and pruning.sparsity_schedule == "cubic":
         removed["sparsity"] = {"final": pruning.zero_share, "schedule": "cubic"}
     elif pruning.zero_share:
@@ -107,42 +107,14 @@ def prune(
             "after": parameter_count(result),
             "nonzero": nonzero_count(result),
         }
-        feeds = workload(module, batch=1, length=WORKLOAD_LENGTH)
-        removed["multiply_accumulates"] = {
-            "before": multiply_accumulates(module, feeds),
-            "after": multiply_accumulates(result, feeds),
-        }
         removed["divergence"] = divergence(module, result, task, examples, BATCH)
     for text in skipped:
         progress.note(text)
     return PruneResult(result, removed, tuple(skipped))
 
 
-def sparsity_hook(
-    module: nn.Module, task: Task, examples: Examples[Train], pruning: Pruning
-) -> RisingSparsity | None:
-    """What raises the sparsity of `module` while it is fine-tuned; None where nothing does.
-
-    Importance is scored anew for the weights as they are at each update.
-
-    Raises:
-        ModelError: the pattern of zeros does not divide a width, or there is nothing to set.
-    """
-    if not (pruning.zero_share and pruning.sparsity_schedule == "cubic"):
-        return None
-    if not prunable_weights(module):
-        raise ModelError(
-            "pruning.sparsity_schedule",
-            "needs matrices whose weights may become zero",
-            got="none",
-            remedy="leave sparsity out.",
-        )
-    check_group(module, pruning.sparsity_group)
-    chosen = few_feeds(examples, pruning.examples)
-    return RisingSparsity(
-        pruning.zero_share,
-        lambda now: score_weights(now, chosen, pruning.criterion, task=task, batch_size=BATCH),
-        scope=pruning.sparsity_scope,
-        group=pruning.sparsity_group,
-        identity=f"{pruning.criterion} {len(chosen.feeds)}",
-    )
+def _work(module: nn.Module, smaller: nn.Module) -> dict[str, Any]:
+    """Multiply-accumulates of one input before and after, and the share that is left."""
+    feeds = workload(module, batch=1, length=WORKLOAD_LENGTH)
+    before, after = (multiply_accumulates(m, feeds) for m in (module, smaller))
+    return {"before": before, "after": after, "share": round(after / before, 4)}

@@ -13,10 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exporter.compress.batching import few_feeds
 from exporter.compress.hooks import Hook
-from exporter.compress.sparsity import Scope, apply_zeros, choose_zeros, sparsity_of
+from exporter.compress.importance import prunable_weights, score_weights
+from exporter.compress.sparsity import (
+    Scope,
+    apply_zeros,
+    check_group,
+    choose_zeros,
+    sparsity_of,
+)
+from exporter.errors import ModelError
+from exporter.models.examples import Examples, Train
+from exporter.models.tasks import Task
+from exporter.recipe import Pruning
 
 RAMP = 0.6  # share of the steps in which sparsity rises; the rest recovers
+BATCH = 8  # feeds that are scored together
 UPDATES = 20  # times that zeros are chosen anew, at most
 
 Score = Callable[[nn.Module], Mapping[str, Tensor]]
@@ -107,3 +120,33 @@ _TINY = torch.finfo(torch.float32).tiny
 def ramp_steps(steps: int) -> int:
     """How many of `steps` the sparsity rises in."""
     return max(1, math.ceil(RAMP * steps))
+
+
+def sparsity_hook(
+    module: nn.Module, task: Task, examples: Examples[Train], pruning: Pruning
+) -> RisingSparsity | None:
+    """What raises the sparsity of `module` while it is fine-tuned; None where nothing does.
+
+    Importance is scored anew for the weights as they are at each update.
+
+    Raises:
+        ModelError: the pattern of zeros does not divide a width, or there is nothing to set.
+    """
+    if not (pruning.zero_share and pruning.sparsity_schedule == "cubic"):
+        return None
+    if not prunable_weights(module):
+        raise ModelError(
+            "pruning.sparsity_schedule",
+            "needs matrices whose weights may become zero",
+            got="none",
+            remedy="leave sparsity out.",
+        )
+    check_group(module, pruning.sparsity_group)
+    chosen = few_feeds(examples, pruning.examples)
+    return RisingSparsity(
+        pruning.zero_share,
+        lambda now: score_weights(now, chosen, pruning.criterion, task=task, batch_size=BATCH),
+        scope=pruning.sparsity_scope,
+        group=pruning.sparsity_group,
+        identity=f"{pruning.criterion} {len(chosen.feeds)}",
+    )

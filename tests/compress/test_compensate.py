@@ -186,3 +186,4 @@ def test_facts_tell_what_compensation_brought(tiny_checkpoint: Checkpoints) -> N
     assert removed["compensation"]["method"] == "least-squares"
     work = removed["multiply_accumulates"]
     assert 0 < work["after"] < work["before"]
+    assert work["share"] == pytest.approx(work["after"] / work["before"], abs=1e-4)

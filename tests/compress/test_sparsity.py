@@ -11,8 +11,9 @@ import torch
 from pydantic import ValidationError
 
 from exporter.compress.importance import prunable_weights, score_weights
-from exporter.compress.prune import prune, sparsity_hook
+from exporter.compress.prune import prune
 from exporter.compress.sparsity import choose_zeros, sparsify, sparsity_of, zero_masks
+from exporter.compress.sparsity_schedule import sparsity_hook
 from exporter.compress.structure import is_transposed
 from exporter.errors import ModelError
 from exporter.models.examples import Train

@@ -11,9 +11,14 @@ import torch
 
 from exporter.compress.finetune import FineTuneResult, fine_tune
 from exporter.compress.importance import score_weights
-from exporter.compress.prune import sparsity_hook
 from exporter.compress.sparsity import sparsify, sparsity_of
-from exporter.compress.sparsity_schedule import RAMP, RisingSparsity, ramp_steps, rising
+from exporter.compress.sparsity_schedule import (
+    RAMP,
+    RisingSparsity,
+    ramp_steps,
+    rising,
+    sparsity_hook,
+)
 from exporter.models.examples import Development, Train
 from exporter.progress import Silent
 from exporter.recipe import FineTune, Pruning
