@@ -156,7 +156,7 @@ def ask(
     readings = []
     for one in devices:
         if one.device is None:
-            readings.append(missing(one.entry, str(one.why)))
+            readings.append(missing(one.entry, str(one.why).removeprefix(f"{one.entry.name}: ")))
             continue
         count = one.entry.examples
         if count not in homes:

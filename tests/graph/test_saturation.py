@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from exporter.graph.audit import INTEGER_KERNELS
 from exporter.graph.model import OnnxModel
-from exporter.graph.saturation import saturations
+from exporter.graph.saturation import CONVOLUTIONS, PRODUCTS, saturations
 
 INPUTS, OUTPUTS, HEAVY = 8, 6, 5
 Weight = NDArray[np.int8]
@@ -139,6 +140,19 @@ def test_both_weights_of_an_lstm_are_looked_at(risky: str, tmp_path: Path) -> No
     ((risk,), looked) = found()
     assert looked == 2
     assert (risk.op_type, risk.channels, risk.worst) == ("DynamicQuantizeLSTM", (HEAVY,), 255 * 129)
+
+
+def test_no_integer_kernel_is_forgotten() -> None:
+    """These multiply nothing, are exact with bytes at their largest, or do not run on x86 CPUs."""
+    others = {
+        "GatherBlockQuantized",
+        "MatMulInteger16",
+        "MatMulNBits",
+        "QEmbedLayerNormalization",
+        "QMoE",
+        "QOrderedMatMul",
+    }
+    assert INTEGER_KERNELS - PRODUCTS.keys() - CONVOLUTIONS.keys() == others
 
 
 def test_products_pair_neighbours_and_convolutions_any_two(tmp_path: Path) -> None:
