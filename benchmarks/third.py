@@ -4,8 +4,8 @@
 
 Four of six layers and a quarter of the feed-forward units are a third of the work. The reference
 is trained as long as the candidate; where that made it better, the candidate is judged against it
-and has it as its teacher. Prints the share of the work, the difference in accuracy on test data with
-its one-sided 95 % bound, and the latency at sequence 128 on one thread, timed in turns.
+and has it as its teacher. Prints the share of the work, the difference in accuracy on test data
+with its one-sided 95 % bound, and the latency at sequence 128 on one thread, timed in turns.
 """
 
 from __future__ import annotations
