@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exporter import building
+from exporter import checkpoints
 from exporter.recipe import Candidate, FineTune
 from exporter.stages import Checkpoint, Context, Prepared, about
 
@@ -49,7 +49,7 @@ def recovered(
     if pruning is None:
         if options is None:
             return Recovered(None)
-        tuned = building.fine_tuned(
+        tuned = checkpoints.fine_tuned(
             context,
             None,
             teacher(),
@@ -57,13 +57,13 @@ def recovered(
             train,
             development,
             distil=True,
-            rounding=building.rounding_of(context, candidate),
+            rounding=checkpoints.rounding_of(context, candidate),
         )
         facts, learned = _told(tuned)
         return Recovered(tuned, recovery=facts, ranges=learned)
     plans = [pruning]
     if options is not None:
-        plans = building.rounds(context, pruning, options.largest_cut, train)
+        plans = checkpoints.rounds(context, pruning, options.largest_cut, train)
     shares = _shared(options, len(plans))
     checkpoint: Checkpoint | None = None
     removals: list[dict[str, Any]] = []
@@ -74,13 +74,13 @@ def recovered(
         within = context
         if len(plans) > 1:
             within = about(context, f"round {number} of {len(plans)}")
-        checkpoint = building.pruned(within, plan, train, of=checkpoint)
+        checkpoint = checkpoints.pruned(within, plan, train, of=checkpoint)
         skipped |= dict.fromkeys(checkpoint.facts["skipped"])
         if not checkpoint.facts["removed"]:
             return Recovered(checkpoint, {}, tuple(skipped))
         removals.append(checkpoint.facts["removed"])
         if share is not None:
-            checkpoint = building.fine_tuned(
+            checkpoint = checkpoints.fine_tuned(
                 within,
                 checkpoint,
                 teacher(),
@@ -91,7 +91,9 @@ def recovered(
                 layers=kept_layers(removals),
                 pruning=plan,
                 # What is not yet as small as it will be need not learn to be rounded.
-                rounding=building.rounding_of(context, candidate) if number == len(plans) else None,
+                rounding=checkpoints.rounding_of(context, candidate)
+                if number == len(plans)
+                else None,
             )
             told, ranges = _told(checkpoint)
             recoveries.append(told)

@@ -28,6 +28,7 @@ TOP = (
     "device_runs",
     "surveying",
     "supporting",
+    "checkpoints",
     "building",
     "rounds",
     "attempts",
