@@ -138,8 +138,8 @@ def _joined(
 def joined(removals: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What rounds removed in all, JSON-ready as one round's `removed` is.
 
-    Importance that stayed is what stayed of what stayed. How far the answers moved is left out:
-    each round tells it of the round before.
+    Importance that stayed is what stayed of what stayed. How far the answers moved is told round by
+    round, as `by_round` and in `costs`: each tells it of the round before.
     """
     if len(removals) == 1:
         return removals[0]
@@ -156,7 +156,26 @@ def joined(removals: Sequence[dict[str, Any]]) -> dict[str, Any]:
             total[part] |= {"kept": kept_layers(removals), "importance": told[0]["importance"]}
     last = removals[-1]
     total |= {name: last[name] for name in ("sparsity", "criterion") if name in last}
-    return {**total, "rounds": len(removals)}
+    by_round = [
+        {name: removed[name] for name in _OF_A_ROUND if name in removed} for removed in removals
+    ]
+    return {**total, "costs": _costs(removals), "by_round": by_round, "rounds": len(removals)}
+
+
+_OF_A_ROUND = ("divergence", "compensation", "parameters", "multiply_accumulates")
+
+
+def _costs(removals: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The costs of all rounds, each with its round, its layer numbered as in the original."""
+    found = []
+    for number, removed in enumerate(removals, 1):
+        kept = kept_layers(removals[: number - 1])
+        for cost in removed.get("costs", []):
+            own = {"round": number}
+            if kept is not None and "layer" in cost:
+                own["layer"] = kept[cost["layer"]]
+            found.append({**cost, **own})
+    return found
 
 
 def kept_layers(removals: Sequence[dict[str, Any]]) -> list[int] | None:
