@@ -46,6 +46,7 @@ TOP = (
     "mismatches",
     "claims",
     "verifying",
+    "explaining",
     "comparing",
     "planning",
     "weighing",
