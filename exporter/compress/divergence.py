@@ -16,6 +16,7 @@ from exporter.models.runner import forward_names, named_outputs
 from exporter.models.tasks import Task
 
 BATCHES = 4
+MASKED_BATCHES = 24  # that all masks together are run on, so that many parts cost seconds, too
 
 Mask = Callable[[], AbstractContextManager[object]]
 
@@ -45,14 +46,16 @@ def divergences(
     batch_size: int,
     masks: Sequence[Mask],
 ) -> list[float]:
-    """How far each mask of the module itself moves its answers, on the feeds of `divergence`.
+    """How far each mask of the module itself moves its answers.
 
-    One batch of the whole module's answers is held at a time.
+    On the feeds of `divergence`, or where there are many masks on the first of them. One batch of
+    the whole module's answers is held at a time.
     """
+    most = max(1, min(BATCHES, MASKED_BATCHES // (1 + len(masks))))
     totals = [0.0] * len(masks)
     batches = 0
     with torch.no_grad(), evaluating(module):
-        for feeds in _few(module, examples, batch_size):
+        for feeds in _few(module, examples, batch_size, most):
             whole = named_outputs(module(**feeds))
             for i, mask in enumerate(masks):
                 with mask():
@@ -63,7 +66,7 @@ def divergences(
 
 
 def _few(
-    module: nn.Module, examples: Examples[Train], batch_size: int
+    module: nn.Module, examples: Examples[Train], batch_size: int, most: int = BATCHES
 ) -> Iterator[Mapping[str, Tensor]]:
-    for batch in islice(examples.batches(batch_size), BATCHES):
+    for batch in islice(examples.batches(batch_size), most):
         yield tensors(batch, forward_names(module))

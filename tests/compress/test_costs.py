@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from exporter.compress.activations import tensors
 from exporter.compress.channels import coupled_channels, mask_channels
 from exporter.compress.costs import costs, going, going_channels
-from exporter.compress.divergence import divergence
+from exporter.compress.divergence import BATCHES, divergence, divergences
 from exporter.compress.prune import prune
 from exporter.compress.removal import Removal, remove
 from exporter.compress.structure import Structure, structure_of
@@ -122,7 +123,7 @@ def test_units_of_one_layer_cost_what_zeros_in_their_place_cost(
 def test_coupled_channels_cost_what_their_removal_costs(tiny_checkpoint: Checkpoints) -> None:
     """`mask_channels` is what removal computes (test_channels.py); here for one set at a time."""
     tiny = tiny_checkpoint("mobilenetv2")
-    module, examples = tiny.module(), tiny.examples(Train)
+    module, examples = tiny.module(), tiny.examples(Train, BATCH)
     feeds = tensors(next(iter(examples.batches(1))), forward_names(module))
     groups = coupled_channels(module, feeds)
     every = [tuple(range(group.count)) for group in groups]
@@ -185,3 +186,22 @@ def test_rounds_keep_their_costs_apart() -> None:
         {"part": "sparsity", "divergence": 0.125, "round": 2},
     ]
     assert total["by_round"] == [{"divergence": 0.5}, {"divergence": 0.3}]
+
+
+def test_many_parts_are_measured_on_fewer_examples(tiny_checkpoint: Checkpoints) -> None:
+    """Whatever the number of parts, what they add to pruning is bounded."""
+    tiny = tiny_checkpoint("bert")
+    module, examples = tiny.module(), tiny.examples(Train, 5 * BATCH)
+    runs = 0
+
+    def count(*_: object) -> None:
+        nonlocal runs
+        runs += 1
+
+    handle = module.register_forward_pre_hook(count)
+    for masks, expected in ((1, 2 * BATCHES), (11, 12 * 2), (200, 201)):
+        runs = 0
+        told = divergences(module, tiny.task, examples, BATCH, [nullcontext] * masks)
+        assert told == pytest.approx([0.0] * masks, abs=1e-6)
+        assert runs == expected
+    handle.remove()
