@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from exporter.artifact import Artifact, load_artifact
     from exporter.comparing import compare
     from exporter.errors import ExporterError, InputError
+    from exporter.explaining import explain
     from exporter.pipeline import Result, export
     from exporter.planning import Plan, plan
     from exporter.ranking import importance
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from exporter.recipe import Recipe, load_recipe
     from exporter.recovering import Recovery, fine_tune
     from exporter.report.comparison import Comparison
+    from exporter.report.explanation import Explanation
     from exporter.target import Target, load_target, target_names
     from exporter.verifying import Verification, verify
 
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "Comparison",
+    "Explanation",
     "ExporterError",
     "InputError",
     "Plan",
@@ -43,6 +46,7 @@ __all__ = [
     "Verification",
     "check",
     "compare",
+    "explain",
     "export",
     "fine_tune",
     "importance",
@@ -57,6 +61,7 @@ __all__ = [
 _HOME = {
     "Artifact": "artifact",
     "Comparison": "report.comparison",
+    "Explanation": "report.explanation",
     "ExporterError": "errors",
     "InputError": "errors",
     "Plan": "planning",
@@ -67,6 +72,7 @@ _HOME = {
     "Verification": "verifying",
     "check": "recheck",
     "compare": "comparing",
+    "explain": "explaining",
     "export": "pipeline",
     "fine_tune": "recovering",
     "importance": "ranking",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from exporter import building, stages
+from exporter import building, checkpoints, stages
 from exporter.compress.ranges import LearnedRange
 from exporter.errors import ExporterError, InputError
 from exporter.judge.gate import judge
@@ -271,7 +271,7 @@ def _equally_trained(
     if not options.train_reference:
         return None, reference
     context = about(context, "reference, trained as long")
-    checkpoint = building.fine_tuned(
+    checkpoint = checkpoints.fine_tuned(
         context, None, None, options, material.train, material.development, distil=False
     )
     if not checkpoint.facts["best_step"]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exporter import building
+from exporter import checkpoints
 from exporter.recipe import Candidate, FineTune
 from exporter.stages import Checkpoint, Context, Prepared, about
 
@@ -49,7 +49,7 @@ def recovered(
     if pruning is None:
         if options is None:
             return Recovered(None)
-        tuned = building.fine_tuned(
+        tuned = checkpoints.fine_tuned(
             context,
             None,
             teacher(),
@@ -57,13 +57,13 @@ def recovered(
             train,
             development,
             distil=True,
-            rounding=building.rounding_of(context, candidate),
+            rounding=checkpoints.rounding_of(context, candidate),
         )
         facts, learned = _told(tuned)
         return Recovered(tuned, recovery=facts, ranges=learned)
     plans = [pruning]
     if options is not None:
-        plans = building.rounds(context, pruning, options.largest_cut, train)
+        plans = checkpoints.rounds(context, pruning, options.largest_cut, train)
     shares = _shared(options, len(plans))
     checkpoint: Checkpoint | None = None
     removals: list[dict[str, Any]] = []
@@ -74,13 +74,13 @@ def recovered(
         within = context
         if len(plans) > 1:
             within = about(context, f"round {number} of {len(plans)}")
-        checkpoint = building.pruned(within, plan, train, of=checkpoint)
+        checkpoint = checkpoints.pruned(within, plan, train, of=checkpoint)
         skipped |= dict.fromkeys(checkpoint.facts["skipped"])
         if not checkpoint.facts["removed"]:
             return Recovered(checkpoint, {}, tuple(skipped))
         removals.append(checkpoint.facts["removed"])
         if share is not None:
-            checkpoint = building.fine_tuned(
+            checkpoint = checkpoints.fine_tuned(
                 within,
                 checkpoint,
                 teacher(),
@@ -91,7 +91,9 @@ def recovered(
                 layers=kept_layers(removals),
                 pruning=plan,
                 # What is not yet as small as it will be need not learn to be rounded.
-                rounding=building.rounding_of(context, candidate) if number == len(plans) else None,
+                rounding=checkpoints.rounding_of(context, candidate)
+                if number == len(plans)
+                else None,
             )
             told, ranges = _told(checkpoint)
             recoveries.append(told)
@@ -136,8 +138,8 @@ def _joined(
 def joined(removals: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What rounds removed in all, JSON-ready as one round's `removed` is.
 
-    Importance that stayed is what stayed of what stayed. How far the answers moved is left out:
-    each round tells it of the round before.
+    Importance that stayed is what stayed of what stayed. How far the answers moved is told round by
+    round, as `by_round` and in `costs`: each tells it of the round before.
     """
     if len(removals) == 1:
         return removals[0]
@@ -154,7 +156,26 @@ def joined(removals: Sequence[dict[str, Any]]) -> dict[str, Any]:
             total[part] |= {"kept": kept_layers(removals), "importance": told[0]["importance"]}
     last = removals[-1]
     total |= {name: last[name] for name in ("sparsity", "criterion") if name in last}
-    return {**total, "rounds": len(removals)}
+    by_round = [
+        {name: removed[name] for name in _OF_A_ROUND if name in removed} for removed in removals
+    ]
+    return {**total, "costs": _costs(removals), "by_round": by_round, "rounds": len(removals)}
+
+
+_OF_A_ROUND = ("divergence", "compensation", "parameters", "multiply_accumulates")
+
+
+def _costs(removals: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The costs of all rounds, each with its round, its layer numbered as in the original."""
+    found = []
+    for number, removed in enumerate(removals, 1):
+        kept = kept_layers(removals[: number - 1])
+        for cost in removed.get("costs", []):
+            own = {"round": number}
+            if kept is not None and "layer" in cost:
+                own["layer"] = kept[cost["layer"]]
+            found.append({**cost, **own})
+    return found
 
 
 def kept_layers(removals: Sequence[dict[str, Any]]) -> list[int] | None:

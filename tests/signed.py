@@ -60,10 +60,11 @@ def fix_hashes(directory: Path) -> None:
     """What a forger does last: hashes in the manifest that match the files again."""
     content = read(directory / "manifest.json")
     signature = directory / "manifest.sig"
-    kept = signature.read_bytes()
-    signature.unlink()
+    kept = signature.read_bytes() if signature.exists() else None
+    signature.unlink(missing_ok=True)
     write_manifest(directory, {k: v for k, v in content.items() if k not in ("files", "schema")})
-    signature.write_bytes(kept)
+    if kept is not None:
+        signature.write_bytes(kept)
 
 
 def read(path: Path) -> Any:

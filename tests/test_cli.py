@@ -116,7 +116,7 @@ def test_targets_and_check_do_without_torch(made: dict[str, Path], tmp_path: Pat
         cache=made["cache"],
     )  # fmt: skip
     assert export.returncode in (0, 1, 3), export.stderr
-    for arguments in (["targets"], ["check", str(out)]):
+    for arguments in (["targets"], ["check", str(out)], ["explain", str(out)]):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             capture_output=True,
@@ -158,6 +158,7 @@ BAD = {
     "output not ours": (["export", "{model}", "-d", "{data}", "-o", "{root}/theirs"], "not made"),
     "output is a file": (["export", "{model}", "-d", "{data}", "-o", "{data}"], "directory"),
     "no artifact": (["check", "{root}/theirs"], "must be an artifact"),
+    "nothing to explain": (["explain", "{root}/theirs"], "must be an artifact"),
     "unknown option": (["export", "{model}", "--dta", "x"], "no such option"),
     "number out of range": (["export", "{model}", "--seeds", "0"], "--seeds"),
     "missing argument": (["export"], "missing argument"),

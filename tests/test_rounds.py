@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exporter import building, stages
+from exporter import checkpoints, stages
 from exporter.cache import Cache
 from exporter.models.source import resolve_source
 from exporter.models.splits import make_splits
@@ -47,13 +47,13 @@ def test_rounds_share_the_steps_and_end_in_one_checkpoint(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     students: list[tuple[Any, Any, int]] = []
-    real = building.fine_tuned
+    real = checkpoints.fine_tuned
 
     def spying(within: Any, student: Any, teacher: Any, options: Any, *a: Any, **k: Any) -> Any:
         students.append((student.key, teacher, options.steps))
         return real(within, student, teacher, options, *a, **k)
 
-    monkeypatch.setattr(building, "fine_tuned", spying)
+    monkeypatch.setattr(checkpoints, "fine_tuned", spying)
     candidate = context.recipe.candidates[0]
     done = _recovered(context, candidate, tmp_path)
     assert done.removed is not None

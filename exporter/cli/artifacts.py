@@ -1,4 +1,4 @@
-"""Commands about finished artifacts: check, verify, compare."""
+"""Commands about finished artifacts: check, verify, compare, explain."""
 
 from __future__ import annotations
 
@@ -115,3 +115,30 @@ def compare(
             print_json(found.to_json())
         print_comparison(found, stderr() if as_json else Console())
         sys.exit(found.exit_code)
+
+
+@app.command(
+    epilog="Examples:\n\n`exporter explain dist/code_lm-mobile`\n\n"
+    "`exporter explain dist/code_lm-mobile --html explained.html`"
+)
+def explain(
+    artifact: Annotated[Path, typer.Argument(help="The directory that `export` made.")],
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Draw it, too: one file that needs no other.")
+    ] = None,
+    as_json: Json_ = False,
+    debug: Debug_ = False,
+) -> None:
+    """Say what was removed from the model in ARTIFACT, and what each removal cost."""
+    with reporting_errors(debug, as_json):
+        from exporter.explaining import explain as run
+        from exporter.report.explanation_html import explanation_to_html
+        from exporter.report.explanation_text import print_explanation
+
+        found = run(artifact)
+        if html is not None:
+            write_text(html, explanation_to_html(found))
+        if as_json:
+            print_json(found.to_json())
+        else:
+            print_explanation(found, Console())

@@ -8,7 +8,8 @@ tables, poolers and heads (Minitron, Muralidharan et al., arXiv:2407.14679).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from exporter.compress.activations import watch
+from exporter.compress.masking import masked
 from exporter.compress.structure import (
     Structure,
     accepts,
@@ -25,6 +27,7 @@ from exporter.compress.structure import (
     matrix_of,
     shrunk_config,
 )
+from exporter.compress.units import Slice, Unit, canonical_names
 from exporter.models.examples import Examples, Train
 from exporter.models.tasks import SILENT
 from exporter.progress import Progress
@@ -145,18 +148,47 @@ def mask_hidden(module: nn.Module, structure: Structure, kept: Sequence[int]) ->
     axes = hidden_axes(module, structure)
     gone = torch.tensor(sorted(set(range(structure.hidden)) - set(kept)))
     parameters = dict(module.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, along in axes.items():
+            for axis in along:
+                parameters[name].index_fill_(axis, gone.to(parameters[name].device), 0)
+    _narrow_norms(module, axes, kept)
+
+
+@contextmanager
+def hidden_masked(module: nn.Module, structure: Structure, kept: Sequence[int]) -> Iterator[None]:
+    """The module as `mask_hidden` makes it, for a while; it comes back bit by bit."""
+    axes = hidden_axes(module, structure)
+    names = canonical_names(module)
+    gone = tuple(sorted(set(range(structure.hidden)) - set(kept)))
+    slices = {
+        Slice(names[name], axis, gone): None for name, along in axes.items() for axis in along
+    }
+    with masked(module, Unit("hidden", "hidden channels", None, tuple(slices))):
+        before = _narrow_norms(module, axes, kept)
+        try:
+            yield
+        finally:
+            for parent, own, norm in before:
+                setattr(parent, own, norm)
+
+
+def _narrow_norms(
+    module: nn.Module, axes: Mapping[str, tuple[int, ...]], kept: Sequence[int]
+) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Let norms see the channels that stay; returns where each stood, its name there, and it."""
     norms = [
         (name, part)
         for name, part in module.named_modules()
         if "Norm" in type(part).__name__ and f"{name}.weight" in axes
     ]
-    with torch.no_grad():
-        for name, along in axes.items():
-            for axis in along:
-                parameters[name].index_fill_(axis, gone.to(parameters[name].device), 0)
+    before = []
     for name, norm in norms:
-        parent, _, own = name.rpartition(".")
-        setattr(module.get_submodule(parent), own, _Narrow(norm, kept))
+        path, _, own = name.rpartition(".")
+        parent = module.get_submodule(path)
+        before.append((parent, own, norm))
+        setattr(parent, own, _Narrow(norm, kept))
+    return before
 
 
 class _Narrow(nn.Module):

@@ -23,6 +23,7 @@ from exporter.compress.channels import (
     remove_channels,
     widths_in,
 )
+from exporter.compress.costs import costs, going_channels
 from exporter.compress.divergence import divergence
 from exporter.compress.structure import build
 from exporter.compress.widths import CHANNEL_FAMILIES, narrower_config
@@ -73,7 +74,10 @@ def narrow(
             "before": before,
             "after": after,
             "importance_kept": round(stays / sum(float(s.sum()) for s in scores), 4),
-        }
+        },
+        "costs": costs(
+            module, None, task, examples, list(going_channels(groups, kept)), batch_size
+        ),
     }
     if pruning.compensate != "none":
         plain = divergence(module, result, task, examples, batch_size)

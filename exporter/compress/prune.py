@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from exporter.compress.batching import few_feeds
+from exporter.compress.costs import told
 from exporter.compress.divergence import divergence
 from exporter.compress.flops import multiply_accumulates, workload
 from exporter.compress.importance import score_weights
@@ -90,14 +91,17 @@ def prune(
             result, examples, pruning.criterion, task=task, batch_size=BATCH, progress=progress
         )
         if scores:
+            dense = result
             result = sparsify(
-                result,
+                dense,
                 pruning.zero_share,
                 scores,
                 scope=pruning.sparsity_scope,
                 group=pruning.sparsity_group,
             )
             removed["sparsity"] = round(sparsity_of(result), 4)
+            moved = told(divergence(dense, result, task, examples, BATCH))
+            removed.setdefault("costs", []).append({"part": "sparsity", "divergence": moved})
         else:
             skipped.append("sparsity: the model has no matrices whose weights may become zero")
     if removed:

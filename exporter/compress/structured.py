@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from exporter.compress.compensate import compensate
+from exporter.compress.costs import costs, going
 from exporter.compress.divergence import divergence
 from exporter.compress.hidden import score_hidden
 from exporter.compress.importance import score_structure
@@ -57,6 +58,8 @@ def cut(
     skipped = list(removal.skipped)
     if not removed:
         return module, removed, skipped
+    parts = going(module, structure, removal)
+    removed["costs"] = costs(module, structure, task, examples, parts, batch_size)
     result = remove(module, removal)
     if pruning.compensate != "none" and removed.keys() & {"ffn", "heads"}:
         plain = divergence(module, result, task, examples, batch_size)

@@ -23,6 +23,7 @@ _NAMES = {
     "onnxruntime": "onnxruntime",
 }
 SHORT_HASH = 12
+TOLD_BY_EXPLAIN = ("costs", "by_round")  # of what was removed: too long for a list of facts
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from exporter.report.distributions import NARROW as NARROW_TIMES
 from exporter.report.distributions import WIDE as WIDE_TIMES
 from exporter.report.distributions import distributions
 from exporter.report.document import Report
-from exporter.report.facts import facts, headlines
+from exporter.report.facts import TOLD_BY_EXPLAIN, facts, headlines
 from exporter.report.layers import FORMATS, precision
 from exporter.report.rows import budget_rows
 from exporter.report.support import LISTS, support_rows
@@ -111,12 +111,13 @@ def _importance(report: Report) -> list[tuple[float, bool]]:
 
 
 def _removed(pruning: dict[str, Any], task: str) -> dict[str, Any]:
-    """What was removed, without the importance that is drawn instead of listed."""
+    """What was removed, without what is drawn instead of listed."""
     if isinstance(pruning.get("divergence"), int | float):
         # the task's distillation loss, which is a KL divergence where classes or tokens are told
         what, unit = ("KL", "nats") if task in KL_TASKS else ("distillation loss", "")
         told = with_unit(pruning["divergence"], unit)
         pruning = {**pruning, "divergence": f"{what} {told} to the original, before recovery"}
+    pruning = {k: v for k, v in pruning.items() if k not in TOLD_BY_EXPLAIN}
     layers = pruning.get("layers")
     if not isinstance(layers, dict):
         return pruning

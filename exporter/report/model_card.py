@@ -14,7 +14,7 @@ from typing import Any
 
 from exporter.recipe import TASKS
 from exporter.report.document import Report
-from exporter.report.facts import Fact, facts
+from exporter.report.facts import TOLD_BY_EXPLAIN, Fact, facts
 from exporter.report.markdown import escaped, fenced, table
 from exporter.report.rows import budget_rows
 from exporter.report.wording import ABSENT, VERDICT_MARKS, number, plain
@@ -181,7 +181,7 @@ def _setting(report: Report) -> str:
 def _done(report: Report) -> Iterator[str]:
     if report.pruning:
         kept = {k: _without(v, "importance", "kept") for k, v in report.pruning.items()}
-        yield f"Pruning: {_said(facts(kept))}."
+        yield f"Pruning: {_said(facts(kept, without=TOLD_BY_EXPLAIN))}."
     if report.recovery:
         yield f"Fine-tuning: {_said(facts(report.recovery, without=('history',)))}."
     scheme = report.recipe.get("quantization", "none")

@@ -184,8 +184,9 @@ def test_long_documents_are_sampled(tiny_checkpoint: Checkpoints) -> None:
     handle = module.register_forward_pre_hook(count, with_kwargs=True)
     prune(module, tiny.task, examples, Pruning(ffn=0.5, examples=3))
     handle.remove()
-    # Importance, compensation, how far the answers moved without it and with it; and one for FLOPs.
-    assert seen == 4 * 3 + 1
+    # Importance, compensation, how far the answers moved without it and with it; one for FLOPs;
+    # and what each layer's units cost, beside the whole module's answers.
+    assert seen == 4 * 3 + 1 + (1 + module.config.num_hidden_layers) * 3
 
 
 def test_other_splits_are_refused(tiny_checkpoint: Checkpoints) -> None:
