@@ -31,9 +31,10 @@ def main() -> None:
     parser.add_argument("data", nargs="?", type=Path)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--criteria", nargs="+", choices=cuts.CRITERIA, default=cuts.CRITERIA)
-    parser.add_argument("--largest", type=float, default=0.5, help="share that bisection tries")
+    parser.add_argument("--largest", type=float, default=0.75, help="share that bisection tries")
     parser.add_argument("--depths", type=int, default=2, help="layers that equal FLOPs go up to")
     parser.add_argument("--windows", type=int, default=4, help="of a document that are scored")
+    parser.add_argument("--test-windows", type=int, default=2, help="the same on test data")
     parser.add_argument("--examples", type=int, default=32, help="windows that importance sees")
     parser.add_argument("--steps", type=int, default=60, help="of distillation; 0: none")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -68,16 +69,21 @@ def main() -> None:
 
 
 def _distil(bench: Bench, part: str) -> None:
-    """The part's best criterion at growing cuts, until one is beyond the widest margin.
+    """The part's best criterion where one-shot cuts are beyond the narrowest margin, growing.
 
-    The cut that leaves the FLOPs of one layer less is always among them.
+    Tried are the cuts that leave the FLOPs of whole layers less, and two beyond what goes in one
+    shot within the widest margin; after the first that distillation cannot bring within it, none.
     """
-    levels = [level for other, level in bench.equal() if other == part]
-    if not levels:
-        return
-    for level in sorted({max(1, levels[0] // 2), *levels}):
-        row = bench.measure(part, bench.best(part, level), level, distilled=True)
-        if level >= levels[0] and row.high > max(LIMITS):
+    shot = [row for row in bench.rows() if row.part == part and not row.distilled]
+    within = [row.level for row in shot if row.high <= max(LIMITS)]
+    step = max(1, bench.levels(part) // 8)
+    beyond = {max(within, default=0) + step * n for n in (1, 2)}
+    equal = {level for other, level in bench.equal() if other == part}
+    for level in sorted(equal | {n for n in beyond if n < bench.levels(part)}):
+        criterion = bench.best(part, level)
+        if bench.measure(part, criterion, level).high <= min(LIMITS):
+            continue
+        if bench.measure(part, criterion, level, distilled=True).high > max(LIMITS):
             return
 
 

@@ -43,11 +43,16 @@ def draw(rows: Sequence[Row], limits: Sequence[float]) -> str:
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
         _text(MARGIN, 24, "Perplexity over the original's, against the share of FLOPs left"),
     ]
-    for ratio in (1.0, *limits, 1.1, 1.2, 1.3, 1.4, HIGHEST):
-        dash = ' stroke-dasharray="4 3"' if ratio in limits else ""
+    for ratio in (1.0, 1.1, 1.2, 1.3, 1.4, HIGHEST):
+        label = f"≥ {ratio:g}" if ratio == HIGHEST else f"{ratio:g}"
         drawn.append(
-            f'<path d="M{left} {y(ratio):.1f}H{right}" stroke="#ccc"{dash}/>'
-            + _text(left - 6, y(ratio) + 4, f"{ratio:g}", "end")
+            f'<path d="M{left} {y(ratio):.1f}H{right}" stroke="#ccc"/>'
+            + _text(left - 6, y(ratio) + 4, label, "end")
+        )
+    for limit in limits:
+        drawn.append(
+            f'<path d="M{left} {y(limit):.1f}H{right}" stroke="#999" stroke-dasharray="4 3"/>'
+            + _text(right + 4, y(limit) + 4, f"{limit:g}")
         )
     for tenth in range(10, int(least * 10), -1):
         drawn.append(_text(x(tenth / 10), HEIGHT - MARGIN + 18, f"{tenth / 10:g}", "middle"))

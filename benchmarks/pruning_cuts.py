@@ -48,7 +48,7 @@ CRITERIA = ("magnitude", "wanda", "taylor", "mask-gradient", "fisher", "obs", "b
 HIDDEN = "carried"  # channels are ranked in one way, whatever the criterion of the rest
 STEP = 32  # widths go in such steps
 LENGTH = 128  # tokens whose FLOPs are counted
-CONDITIONS = ("windows", "examples", "steps", "batch_size", "learning_rate", "seed")
+CONDITIONS = ("windows", "test_windows", "examples", "seed")  # that every row hangs on
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Bench:
         self.scored_on = few_feeds(train, options.examples)
         self.examples = {
             "development": _windows(prepared(splits.development), options.windows),
-            "test": _windows(prepared(splits.test), options.windows),
+            "test": _windows(prepared(splits.test), options.test_windows),
         }
         self.original = load_checkpoint(source.path, source.task)
         structure = structure_of(self.original)
@@ -109,6 +109,11 @@ class Bench:
         name = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:12]
         self.folder: Path = options.cache / name
         self.folder.mkdir(parents=True, exist_ok=True)
+        taught = f"{options.steps}x{options.batch_size}-{options.learning_rate:g}"
+        self.files = {
+            False: self.folder / "one-shot.jsonl",
+            True: self.folder / f"distilled-{taught}.jsonl",
+        }
         self.importance = cache(self._importance)
         self.channels = cache(self._channels)
         self.reference = cache(self._reference)
@@ -123,10 +128,8 @@ class Bench:
 
     def rows(self, split: str = "development") -> list[Row]:
         """What was measured by this run and those before it."""
-        file = self.folder / "rows.jsonl"
-        if not file.exists():
-            return []
-        lines = file.read_text(encoding="utf-8").splitlines()
+        files = [file for file in self.files.values() if file.exists()]
+        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
         found = [Row(**json.loads(line)) for line in lines if line.endswith("}")]
         unique = {(r.part, r.criterion, r.level, r.distilled): r for r in found if r.split == split}
         return list(unique.values())
@@ -158,8 +161,9 @@ class Bench:
         return found
 
     def best(self, part: str, level: int) -> str:
-        """The criterion with the lowest one-shot ratio at a level; each is measured if need be."""
-        return min(self.criteria(part), key=lambda name: self.measure(part, name, level).ratio)
+        """The criterion with the lowest one-shot ratio at the level nearest to this one."""
+        found = [r for r in self.rows() if r.part == part and not r.distilled]
+        return min(found, key=lambda row: (abs(row.level - level), row.ratio)).criterion
 
     def measure(self, part: str, criterion: str, level: int, *, distilled: bool = False) -> Row:
         """The row of a cut on development data."""
@@ -190,7 +194,7 @@ class Bench:
             return self._remembered(replace(row, ratio=same[0].ratio, high=same[0].high))
         module = self._cut(removal)
         if distilled:
-            module = self._taught(module, self.folder / f"student-{kept}")
+            module = self._taught(module, self._student(kept))
         return self._remembered(self._judged(row, module))
 
     def final(self, row: Row) -> Row:
@@ -198,22 +202,25 @@ class Bench:
         for known in self.rows("test"):
             if (known.kept, known.distilled) == (row.kept, row.distilled):
                 return known
-        student = self.folder / f"student-{row.kept}"
         module = (
-            load_checkpoint(student, self.source.task)
+            load_checkpoint(self._student(row.kept), self.source.task)
             if row.distilled
             else self._cut(self._removal(row.part, row.criterion, row.level))
         )
         return self._remembered(self._judged(replace(row, split="test"), module))
 
     def _remembered(self, row: Row) -> Row:
-        with (self.folder / "rows.jsonl").open("a", encoding="utf-8") as file:
+        with self.files[row.distilled].open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(row)) + "\n")
         self.progress.note(
             f"{row.part} {row.share:.3g} {row.criterion}{', distilled' * row.distilled}: "
             f"{row.ratio:.4f} (at most {row.high:.4f}) on {row.split} data"
         )
         return row
+
+    def _student(self, kept: str) -> Path:
+        """Where a distilled student is kept."""
+        return self.folder / f"{self.files[True].stem}-{kept}"
 
     def _importance(self, criterion: str) -> Importance:
         return score_structure(
