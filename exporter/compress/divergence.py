@@ -45,13 +45,19 @@ def divergences(
     examples: Examples[Train],
     batch_size: int,
     masks: Sequence[Mask],
+    *,
+    most: int | None = None,
 ) -> list[float]:
     """How far each mask of the module itself moves its answers.
 
-    On the feeds of `divergence`, or where there are many masks on the first of them. One batch of
-    the whole module's answers is held at a time.
+    One batch of the whole module's answers is held at a time.
+
+    Args:
+        most: batches that are looked at; None takes the feeds of `divergence`, or where there are
+            many masks the first of them.
     """
-    most = max(1, min(BATCHES, MASKED_BATCHES // (1 + len(masks))))
+    if most is None:
+        most = max(1, min(BATCHES, MASKED_BATCHES // (1 + len(masks))))
     totals = [0.0] * len(masks)
     batches = 0
     with torch.no_grad(), evaluating(module):

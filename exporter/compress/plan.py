@@ -35,7 +35,7 @@ def plan_removal(
         ProfileError: a ratio would leave nothing.
     """
     skipped: list[str] = []
-    layers = _best(importance.layers, _layers(structure, pruning, skipped), structure.pinned)
+    layers = _best(importance.layers, layers_left(structure, pruning, skipped), structure.pinned)
     units = _units(structure, pruning, skipped)
     groups = _groups(structure, pruning, skipped)
     hidden = structure.hidden
@@ -54,7 +54,7 @@ def plan_removal(
     )
 
 
-def _layers(structure: Structure, pruning: Pruning, skipped: list[str]) -> int:
+def layers_left(structure: Structure, pruning: Pruning, skipped: list[str]) -> int:
     """How many layers stay."""
     layers = _kept_count("layers", structure.layers, pruning.layers)
     if "layers" in structure.skipped and pruning.layers:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from exporter.compress.compensate import compensate
 from exporter.compress.costs import costs, going
+from exporter.compress.criteria import can_score
+from exporter.compress.depth import rank_layers
 from exporter.compress.divergence import divergence
 from exporter.compress.hidden import score_hidden
 from exporter.compress.importance import score_structure
-from exporter.compress.plan import plan_removal, summary
+from exporter.compress.plan import layers_left, plan_removal, summary
 from exporter.compress.removal import remove
 from exporter.compress.structure import Structure
 from exporter.models.examples import Examples, Train
@@ -48,6 +51,20 @@ def cut(
         batch_size=batch_size,
         progress=progress,
     )
+    gone = structure.layers - layers_left(structure, pruning, [])
+    if gone and not can_score(pruning.criterion, "layer"):
+        importance = replace(
+            importance,
+            layers=rank_layers(
+                module,
+                structure,
+                task,
+                examples,
+                gone,
+                batch_size=batch_size,
+                progress=progress,
+            ),
+        )
     channels = None
     if pruning.hidden and "hidden" not in structure.skipped:
         channels = score_hidden(
