@@ -82,7 +82,11 @@ def narrow(
     if pruning.compensate != "none":
         plain = divergence(module, result, task, examples, batch_size)
         settle_norms(result, examples)
-        removed["compensation"] = {"method": "batch statistics", "divergence_without": plain}
+        removed["compensation"] = {
+            "method": "batch statistics",
+            "divergence_without": plain,
+            "divergence_with": divergence(module, result, task, examples, batch_size),
+        }
     return result, removed, []
 
 

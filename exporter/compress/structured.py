@@ -90,6 +90,10 @@ def cut(
             progress=progress,
         )
         result = remove(changed, removal)
-        removed["compensation"] = {"method": pruning.compensate, "divergence_without": plain}
+        removed["compensation"] = {
+            "method": pruning.compensate,
+            "divergence_without": plain,
+            "divergence_with": divergence(module, result, task, examples, batch_size),
+        }
         skipped += lacks
     return result, removed, skipped

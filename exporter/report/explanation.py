@@ -149,9 +149,9 @@ def _together(removed: Removed) -> tuple[Together, ...]:
         Together(
             number_,
             told.compensation.divergence_without if told.compensation else None,
-            told.divergence,
+            told.compensated,
             plain(told.compensation.method) if told.compensation else "",
         )
         for number_, told in enumerate(removed.told_rounds, 1)
-        if told.divergence is not None
+        if told.compensated is not None
     )

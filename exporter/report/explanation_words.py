@@ -118,15 +118,16 @@ def _all(removed: Removed, unit: str) -> Iterator[str]:
     """What it comes to: of each round, and in parameters and multiply-accumulates."""
     rounds = removed.told_rounds
     for count, told in enumerate(rounds, 1):
-        if told.divergence is None:
+        moved = told.compensated
+        if moved is None:
             continue
         head = f"Round {count}: all of it together" if len(rounds) > 1 else "All of it together"
         without = told.compensation.divergence_without if told.compensation else None
         if told.compensation is None or without is None:
-            yield f"{head} {_moves(told.divergence, unit)}, before any training."
+            yield f"{head} {_moves(moved, unit)}, before any training."
         else:
             yield (
-                f"{head} {_moves(without, unit)}, and {with_unit(told.divergence, unit)} after "
+                f"{head} {_moves(without, unit)}, and {with_unit(moved, unit)} after "
                 f"compensation ({plain(told.compensation.method)}), before any training."
             )
     for name, sizes in (

@@ -78,10 +78,14 @@ class Cost(_Facts):
 
 
 class Compensation(_Facts):
-    """What took over from removed units, and how far the answers had moved without it."""
+    """What took over from removed units, and how far the answers move without and with it.
+
+    Zeros that were set afterwards are part of neither.
+    """
 
     method: Annotated[str, Field(max_length=64)]
     divergence_without: float | None = None
+    divergence_with: float | None = None
 
 
 class Round(_Facts):
@@ -89,6 +93,12 @@ class Round(_Facts):
 
     divergence: float | None = None
     compensation: Compensation | None = None
+
+    @property
+    def compensated(self) -> float | None:
+        """How far the answers move after compensation, where there was one."""
+        told = self.compensation.divergence_with if self.compensation else None
+        return self.divergence if told is None else told
 
 
 class Rising(_Facts):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from exporter.compress.depth import rank_layers
 from exporter.compress.divergence import divergence
-from exporter.compress.plan import plan_removal
 from exporter.compress.prune import prune
 from exporter.compress.removal import Removal, remove
 from exporter.compress.structure import matrix_of, structure_of
 from exporter.models.examples import Train
 from exporter.recipe import Pruning
-from tests.compress.conftest import Checkpoints
+from tests.compress.conftest import Tiny
+
+Checkpoints = Callable[[str], Tiny]
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "vit"])
@@ -44,25 +48,28 @@ def test_the_first_to_go_is_missed_least(family: str, tiny_checkpoint: Checkpoin
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_of_two_layers_that_stand_in_for_one_another_one_stays(
+def test_a_layer_that_does_nothing_goes_first_and_the_rest_in_order(
     tiny_checkpoint: Checkpoints,
 ) -> None:
-    """A layer that does nothing goes first; block influence and a planted harm change nothing."""
-    tiny = tiny_checkpoint("bert", layers=4)
-    module = tiny.module()
+    tiny = tiny_checkpoint("llama")
+    small: Any = tiny.module()
+    config = small.config
+    config.num_hidden_layers = 4
+    torch.manual_seed(0)
+    module = type(small)(config).eval()
     structure = structure_of(module)
     assert structure is not None
     dead = structure.blocks(module)[2]
     with torch.no_grad():
         for name in (structure.family.ffn_out, structure.family.attention_out):
             matrix_of(dead, name).zero_()
-            bias = dead.get_submodule(name).bias
-            assert isinstance(bias, torch.Tensor)
-            bias.zero_()
-    scores = rank_layers(module, structure, tiny.task, tiny.examples(Train), 2, batch_size=16)
-    assert int(np.argmin(scores)) == 2
-    order = np.argsort(scores, kind="stable")
-    assert (np.diff(scores[order]) >= 0).all()
+    examples = tiny.examples(Train)
+    scores = rank_layers(module, structure, tiny.task, examples, 2, batch_size=16)
+    first, second = np.argsort(scores, kind="stable")[:2]
+    assert first == 2
+    # Without the dead one, the next is the one that is least missed beside it.
+    alone = rank_layers(module, structure, tiny.task, examples, 1, batch_size=16)
+    assert second == np.argsort(alone, kind="stable")[1]
 
 
 def test_pruning_takes_the_layers_that_are_missed_least(tiny_checkpoint: Checkpoints) -> None:
@@ -75,4 +82,3 @@ def test_pruning_takes_the_layers_that_are_missed_least(tiny_checkpoint: Checkpo
     pruned = prune(module, tiny.task, examples, Pruning(layers=0.5))
     kept = sorted(np.argsort(-scores, kind="stable")[: structure.layers - gone].tolist())
     assert pruned.removed["layers"]["kept"] == kept
-    assert plan_removal is not None
