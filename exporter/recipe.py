@@ -257,6 +257,18 @@ class Candidate(_Table):
                 raise ValueError("sparsity_schedule 'cubic' needs a sparsity or a sparsity_pattern")
         return self
 
+    @model_validator(mode="after")
+    def _adapters_alone(self) -> Candidate:
+        tune, pruning = self.fine_tune, self.pruning
+        rising = pruning is not None and pruning.sparsity_schedule == "cubic"
+        if tune is not None and tune.rank is not None and (tune.quantize_aware or rising):
+            name = "quantize_aware" if tune.quantize_aware else "sparsity_schedule 'cubic'"
+            raise ValueError(
+                f"rank trains adapters on weights that stand still, and {name} changes those; "
+                "leave one of them out"
+            )
+        return self
+
     @field_validator("block_size")
     @classmethod
     def _known_block(cls, value: int) -> int:

@@ -151,3 +151,15 @@ def test_a_schedule_needs_training_and_zeros() -> None:
         Candidate(name="a", pruning=Pruning(**rising, sparsity=0.5))
     with pytest.raises(ValidationError, match="needs a sparsity"):
         Candidate(name="a", pruning=Pruning(**rising), fine_tune=FineTune())
+
+
+@pytest.mark.parametrize("changing", ["quantize_aware", "sparsity_schedule 'cubic'"])
+def test_adapters_are_refused_beside_what_changes_the_weights(changing: str) -> None:
+    rising = changing != "quantize_aware"
+    with pytest.raises(ValidationError, match=f"and {changing} changes those"):
+        Candidate(
+            name="both",
+            quantization="dynamic-int8",
+            pruning=Pruning(sparsity=0.5, sparsity_schedule="cubic") if rising else None,
+            fine_tune=FineTune(rank=4, quantize_aware=not rising),
+        )
