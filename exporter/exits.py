@@ -22,6 +22,22 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def refuse_lost(path: Path | None) -> None:
+    """Refuse, before any work is done, a document that could not be written in the end.
+
+    Raises:
+        OutputError: its directory does not exist, or it is a directory itself.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise OutputError(str(path), "must be a file, got a directory", remedy="name a file in it.")
+    if not path.parent.is_dir():
+        raise OutputError(
+            str(path), "its directory does not exist", remedy=f"create {path.parent} first."
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a document where the user asked for it.
 

@@ -268,3 +268,13 @@ def test_a_late_stop_does_not_change_the_outcome(name: str, code: int) -> None:
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    for page, rule in (
+        (tmp_path / "lost" / "page.html", "its directory does not exist"),
+        (tmp_path, "must be a file, got a directory"),
+    ):
+        done = run("importance", tmp_path / "no-model", "--data", "no-data", "--html", page)
+        assert done.returncode == 2
+        assert f"{page}: {rule}" in " ".join(done.stderr.split())

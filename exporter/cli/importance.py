@@ -23,7 +23,7 @@ from exporter.cli.options import (
     stderr,
 )
 from exporter.errors import InputError
-from exporter.exits import print_json, reporting_errors, write_text
+from exporter.exits import print_json, refuse_lost, reporting_errors, write_text
 
 if TYPE_CHECKING:
     from exporter.ranking import Selection
@@ -95,6 +95,7 @@ def importance(
         from exporter.report.importance_html import importance_to_html
         from exporter.report.importance_text import print_importance
 
+        refuse_lost(html)
         found = run(
             model,
             data=data,
