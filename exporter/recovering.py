@@ -81,7 +81,9 @@ def fine_tune(
     if isinstance(options, FineTune):
         chosen = options
     else:
-        chosen = validated(FineTune, options or {}, place="fine-tune")
+        chosen = validated(
+            FineTune, options or {}, place="fine-tune", keys="exporter fine-tune --help"
+        )
     if data is None:
         raise DataError("--data", "is missing", remedy="give the task's examples; see --help.")
     source = _checkpoint(student, task, allow_pickle, trust_remote_code)

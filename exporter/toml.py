@@ -44,8 +44,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ProfileError(place, "must be valid TOML", got=str(error), remedy="fix it.") from error
 
 
-def validated(model: type[Model], data: dict[str, Any], *, place: str) -> Model:
-    """`data` as `model`.
+def validated(
+    model: type[Model], data: dict[str, Any], *, place: str, keys: str = "exporter targets --schema"
+) -> Model:
+    """`data` as `model`; `keys` is the command that lists what may be given.
 
     Raises:
         ProfileError: naming the first key that breaks a rule, and how many more do.
@@ -53,10 +55,12 @@ def validated(model: type[Model], data: dict[str, Any], *, place: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise _explained(model, error, place) from error
+        raise _explained(model, error, place, keys) from error
 
 
-def _explained(model: type[BaseModel], error: ValidationError, place: str) -> ProfileError:
+def _explained(
+    model: type[BaseModel], error: ValidationError, place: str, keys: str
+) -> ProfileError:
     # a misspelt key also leaves its right name missing: say the cause, not the effect
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
@@ -77,7 +81,7 @@ def _explained(model: type[BaseModel], error: ValidationError, place: str) -> Pr
         place,
         f"{where}: {rule[0].lower()}{rule[1:]}" if where else rule,
         got=shown,
-        remedy=f"see `exporter targets --schema` for every key{more}.",
+        remedy=f"see `{keys}` for every key{more}.",
     )
 
 

@@ -91,6 +91,8 @@ def test_what_does_not_fit_is_refused(given: dict[str, Any], tmp_path: Path) -> 
         exporter.fine_tune(**{**given, "teacher": gpt}, out=out)
     with pytest.raises(ProfileError, match=r"distill_weight: must be a share from 0 to 1, or"):
         exporter.fine_tune(**{**given, "options": {"distill_weight": 1.5}}, out=out)
+    with pytest.raises(ProfileError, match=r"steps: .*see `exporter fine-tune --help`"):
+        exporter.fine_tune(**{**given, "options": {"steps": 0}}, out=out)
     with pytest.raises(DataError, match="--data: is missing"):
         exporter.fine_tune(**{**given, "data": None}, out=out)
     with pytest.raises(OutputError, match="exists and was not made by this tool"):
