@@ -165,5 +165,5 @@ def units_of(module: nn.Module, kinds: Sequence[str]) -> tuple[dict[str, list[Un
         del found["group"]
         notes.append("every head has keys and values of its own: heads are the groups")
     if structure is None:
-        notes.append("the model's family is not known here: it has no layers, heads or units")
+        notes.append("layers, heads and units of this family are not known here: left out")
     return {kind: units for kind, units in found.items() if units}, notes
