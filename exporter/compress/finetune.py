@@ -17,7 +17,7 @@ from torch import nn
 
 from exporter.compress.history import FineTuneResult
 from exporter.compress.hooks import Hook
-from exporter.compress.matching import check_labels, check_teacher, has_own_loss
+from exporter.compress.matching import check_labels, check_some, check_teacher, has_own_loss
 from exporter.compress.replicas import check_parts, join
 from exporter.compress.training import Training
 from exporter.errors import DataError, ModelError
@@ -58,8 +58,8 @@ def fine_tune(
     each process that `torchrun` started, all return the same; the first alone writes and speaks.
 
     Raises:
-        DataError: examples of another role, such as test examples, labels that the student has
-            no class for, or none where only they are to be learned from.
+        DataError: no examples, or some of another role, such as test examples; labels that the
+            student has no class for, or none where only they are to be learned from.
         ModelError: the teacher's answers are not comparable to the student's, or hooks are to
             shape weights that low-rank adapters leave frozen.
         RecoveryError: the student's loss is not a number before training.
@@ -67,8 +67,16 @@ def fine_tune(
     train.require(Train)
     development.require(Development)
     for examples in (train, development):
+        check_some(examples)
         check_labels(student, examples)
     labelled = has_own_loss(task, train)
+    if teacher is None and not labelled and has_own_loss(task, development):
+        raise DataError(
+            "the train split",
+            "must have labels: without a teacher there is nothing else to learn from",
+            got="none, though development data has some",
+            remedy="label all of the data, or give a teacher.",
+        )
     if hooks and options.rank is not None:
         raise ModelError(
             "fine_tune.rank",

@@ -19,8 +19,16 @@ def check_teacher(student: nn.Module, teacher: nn.Module, task: Task) -> None:
     """Refuse a teacher whose answers are not comparable to the student's.
 
     Raises:
-        ModelError: another vocabulary, number of classes, order of classes, or image size.
+        ModelError: another input, vocabulary, number of classes, order of classes, or image size.
     """
+    takes, asks = (getattr(m, "main_input_name", None) for m in (student, teacher))
+    if takes and asks and takes != asks:
+        raise ModelError(
+            "the teacher",
+            f"must have the student's input, {takes}",
+            got=asks,
+            remedy="distil from the model that the student was made from.",
+        )
     ours, theirs = _config(student), _config(teacher)
     entries = dict(_SAME)
     if not task.name.endswith("classification"):
@@ -66,6 +74,21 @@ def check_same_tokens(student: Any, teacher: Any, texts: list[str]) -> None:
             "must have the student's tokenizer: word by word, the same tokens",
             got="other tokens",
             remedy="distil from the model that the student was made from.",
+        )
+
+
+def check_some(examples: Examples[Any]) -> None:
+    """Refuse a split without examples.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not examples.feeds:
+        raise DataError(
+            f"the {examples.role.name} split",
+            "must hold examples to fine-tune with",
+            got="none",
+            remedy="give more data.",
         )
 
 

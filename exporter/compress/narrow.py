@@ -23,7 +23,7 @@ from exporter.compress.channels import (
     remove_channels,
     widths_in,
 )
-from exporter.compress.costs import costs, going_channels
+from exporter.compress.costs import costs, going_channels, told
 from exporter.compress.divergence import divergence
 from exporter.compress.structure import build
 from exporter.compress.widths import CHANNEL_FAMILIES, narrower_config
@@ -80,12 +80,12 @@ def narrow(
         ),
     }
     if pruning.compensate != "none":
-        plain = divergence(module, result, task, examples, batch_size)
+        plain = told(divergence(module, result, task, examples, batch_size))
         settle_norms(result, examples)
         removed["compensation"] = {
             "method": "batch statistics",
             "divergence_without": plain,
-            "divergence_with": divergence(module, result, task, examples, batch_size),
+            "divergence_with": told(divergence(module, result, task, examples, batch_size)),
         }
     return result, removed, []
 

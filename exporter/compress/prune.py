@@ -20,6 +20,7 @@ from exporter.compress.structure import (
     structure_of,
 )
 from exporter.compress.structured import cut
+from exporter.errors import DataError
 from exporter.models.examples import Examples, Train
 from exporter.models.tasks import SILENT, Task
 from exporter.progress import Progress
@@ -57,13 +58,20 @@ def prune(
     Not more than `pruning.examples` feeds are looked at, spread over all that are given.
 
     Raises:
-        DataError: the examples are not training examples.
+        DataError: the examples are not training examples, or there are none.
         ProfileError: a ratio would leave nothing.
         ModelError: a pattern of zeros does not divide a width.
 
     Zeros that rise on a schedule are left to fine-tuning (`sparsity_hook`).
     """
     examples.require(Train)
+    if not examples.feeds:  # whatever scores: how far the answers move is told in any case
+        raise DataError(
+            "the train split",
+            "must hold examples to tell what a removal costs",
+            got="none",
+            remedy="give data.",
+        )
     examples = few_feeds(examples, pruning.examples)
     removed: dict[str, Any] = {}
     skipped: list[str] = []
@@ -111,7 +119,7 @@ def prune(
             "after": parameter_count(result),
             "nonzero": nonzero_count(result),
         }
-        removed["divergence"] = divergence(module, result, task, examples, BATCH)
+        removed["divergence"] = told(divergence(module, result, task, examples, BATCH))
     for text in skipped:
         progress.note(text)
     return PruneResult(result, removed, tuple(skipped))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from exporter.compress.compensate import compensate
-from exporter.compress.costs import costs, going
+from exporter.compress.costs import costs, going, told
 from exporter.compress.criteria import can_score
 from exporter.compress.depth import rank_layers
 from exporter.compress.divergence import divergence
@@ -79,7 +79,7 @@ def cut(
     removed["costs"] = costs(module, structure, task, examples, parts, batch_size)
     result = remove(module, removal)
     if pruning.compensate != "none" and removed.keys() & {"ffn", "heads"}:
-        plain = divergence(module, result, task, examples, batch_size)
+        plain = told(divergence(module, result, task, examples, batch_size))
         changed, lacks = compensate(
             module,
             structure,
@@ -93,7 +93,7 @@ def cut(
         removed["compensation"] = {
             "method": pruning.compensate,
             "divergence_without": plain,
-            "divergence_with": divergence(module, result, task, examples, batch_size),
+            "divergence_with": told(divergence(module, result, task, examples, batch_size)),
         }
         skipped += lacks
     return result, removed, skipped

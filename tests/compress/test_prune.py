@@ -184,12 +184,35 @@ def test_long_documents_are_sampled(tiny_checkpoint: Checkpoints) -> None:
     handle = module.register_forward_pre_hook(count, with_kwargs=True)
     prune(module, tiny.task, examples, Pruning(ffn=0.5, examples=3))
     handle.remove()
-    # Importance, compensation, how far the answers moved without it and with it; one for FLOPs;
-    # and what each layer's units cost, beside the whole module's answers.
-    assert seen == 4 * 3 + 1 + (1 + module.config.num_hidden_layers) * 3
+    # Importance, compensation, how far the answers moved without it, with it and in all; one for
+    # FLOPs; and what each layer's units cost, beside the whole module's answers.
+    assert seen == 5 * 3 + 1 + (1 + module.config.num_hidden_layers) * 3
 
 
 def test_other_splits_are_refused(tiny_checkpoint: Checkpoints) -> None:
     tiny = tiny_checkpoint("bert")
     with pytest.raises(DataError, match="the test split"):
         prune(tiny.module(), tiny.task, tiny.examples(Test), Pruning(ffn=0.5))
+
+
+@pytest.mark.parametrize("ratios", [{"ffn": 0.5}, {"layers": 0.5}, {"sparsity": 0.5}], ids=str)
+def test_no_examples_are_refused_whatever_scores(
+    ratios: dict[str, float], tiny_checkpoint: Checkpoints
+) -> None:
+    """Magnitude needs no data, but what a removal costs cannot be told without."""
+    tiny = tiny_checkpoint("bert")
+    none = tiny.examples(Train).head(0)
+    with pytest.raises(DataError, match=r"the train split: must hold examples .*, got none"):
+        prune(tiny.module(), tiny.task, none, Pruning(criterion="magnitude", **ratios))
+
+
+@pytest.mark.parametrize("ratios", [{"ffn": 0.5}, {"sparsity": 0.5}], ids=str)
+def test_answers_that_become_no_numbers_are_told_as_json_can(
+    ratios: dict[str, float], tiny_checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that held NaN could not be read again."""
+    tiny = tiny_checkpoint("bert")
+    monkeypatch.setattr(type(tiny.task), "distill_loss", lambda *_: torch.tensor(float("nan")))
+    removed = prune(tiny.module(), tiny.task, tiny.examples(Train), Pruning(**ratios)).removed
+    assert removed["divergence"] is None
+    json.dumps(removed, allow_nan=False)

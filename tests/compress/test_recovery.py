@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,21 @@ def test_the_gap_to_the_teacher_and_its_bound() -> None:
     assert gap_bound(np.asarray([1.0, 3.0]), np.asarray([3.0, 1.0]), [0, 0]) == (1.5, None)
 
 
+def test_the_bound_of_few_documents_is_students_and_of_uneven_ones_a_ratios() -> None:
+    """By hand: of three documents t₂ at 95 % is 2.92, not 1.645, and their sums are weighed."""
+    even = np.asarray([0.0, 1.0, 2.0])
+    gap, high = gap_bound(even, np.ones(3), [0, 1, 2])
+    assert gap == 1.0
+    assert high == pytest.approx(1.0 + 2.919986 * 1.0 / math.sqrt(3), rel=1e-6)
+    # Losses of 1 a token in documents of 1, 1 and 8 tokens: the ratio has no spread at all.
+    assert gap_bound(np.ones(3), np.asarray([1.0, 1.0, 8.0]), [0, 1, 2]) == (1.0, 1.0)
+    uneven, tokens = np.asarray([2.0, 0.0, 1.0]), np.asarray([1.0, 1.0, 8.0])
+    gap, high = gap_bound(uneven, tokens, [0, 1, 2])
+    assert gap == 1.0
+    left = math.sqrt(2 * 3 / 2)  # residuals 1, −1 and 0, by n / (n − 1)
+    assert high == pytest.approx(1.0 + 2.919986 * left / 10, rel=1e-6)
+
+
 def test_stops_where_it_is_shown_to_be_close_enough(
     tiny_checkpoint: Checkpoints, tmp_path: Path
 ) -> None:
@@ -397,3 +413,50 @@ def test_labels_beyond_the_classes_are_refused(
             seed=0,
             scratch=tmp_path,
         )
+
+
+@pytest.mark.parametrize("role", [Train, Development])
+def test_a_split_without_examples_is_refused(
+    role: Any, tiny_checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    tiny = tiny_checkpoint("bert")
+    train, development = (
+        tiny.examples(one, 4).head(0 if one is role else 4) for one in (Train, Development)
+    )
+    with pytest.raises(DataError, match=f"the {role.name} split: must hold examples"):
+        fine_tune(
+            tiny.module(),
+            tiny.module(),
+            tiny.task,
+            train,
+            development,
+            FineTune(steps=1),
+            seed=0,
+            scratch=tmp_path,
+        )
+
+
+def test_labels_that_only_development_data_has_teach_nothing(
+    tiny_checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    tiny = tiny_checkpoint("bert")
+    unlabelled = replace(tiny.examples(Train, 8), labels=None)
+    with pytest.raises(DataError, match="the train split: must have labels"):
+        fine_tune(
+            tiny.module(),
+            None,
+            tiny.task,
+            unlabelled,
+            tiny.examples(Development, 8),
+            FineTune(steps=1),
+            seed=0,
+            scratch=tmp_path,
+        )
+
+
+def test_a_teacher_that_takes_something_else_is_refused(
+    tiny_checkpoint: Checkpoints, tmp_path: Path
+) -> None:
+    tiny, other = tiny_checkpoint("bert"), tiny_checkpoint("vit")
+    with pytest.raises(ModelError, match="student's input, input_ids, got pixel_values"):
+        _tune(tiny, tmp_path, tiny.module(), other.module())

@@ -87,3 +87,16 @@ def test_costs_are_those_of_a_unit(tiny_checkpoint: Callable[[str], Tiny]) -> No
     whole = sum(p.numel() for p in module.bert.encoder.layer[0].parameters())
     assert cost_of(module, layers, "parameters")[0] == whole
     assert best(np.asarray([0.5, 1.0, 0.5]), 2) == (0, 1)
+
+
+def test_no_more_goes_than_is_asked_for_and_no_less() -> None:
+    scores = np.asarray([0.5, 0.1, 0.9, 0.3])
+    assert above(scores, 0.3) == (0, 2)
+    assert share(scores, 0.5) == (0, 2)
+    assert share(scores, 0.74) == (0, 2), "at most the share"
+    assert share(scores, 0.0) == (0, 1, 2, 3)
+    costs = np.asarray([2.0, 1.0, 3.0, 2.0])
+    assert within(scores, costs, 5.0) == (0, 2)
+    assert within(scores, costs, 6.0) == (0, 2), "the first that does not fit ends it"
+    assert within(scores, costs, 7.0) == (0, 2, 3)
+    assert within(scores, costs, 2.9) == ()
