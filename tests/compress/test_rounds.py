@@ -107,3 +107,14 @@ def test_ratios_that_leave_nothing_are_refused(tiny_checkpoint: Checkpoints) -> 
     tiny = tiny_checkpoint("bert")
     with pytest.raises(ProfileError, match="must leave at least"):
         plan_rounds(tiny.module(), tiny.task, tiny.examples(Train), Pruning(layers=0.99), 1 / 3)
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+def test_no_more_rounds_than_it_takes(family: str, tiny_checkpoint: Checkpoints) -> None:
+    tiny = tiny_checkpoint(family)
+    pruning = Pruning(ffn=0.875)
+    plans = plan_rounds(tiny.module(), tiny.task, tiny.examples(Train), pruning, 1 / 3)
+    whole = body_parameters(tiny.module())
+    left = body_parameters(prune(tiny.module(), tiny.task, tiny.examples(Train), pruning).module)
+    # As many thirds as make the whole as small as what is left, and not one more.
+    assert (2 / 3 - SLACK) ** len(plans) <= left / whole < (2 / 3) ** (len(plans) - 1)
