@@ -111,6 +111,7 @@ def test_other_granularities(work: dict[str, Path]) -> None:
 BAD = {
     "no data": ([], "--data: is missing"),
     "criterion": (["-d", "{data}", "--criteria", "wnada"], "--criteria: must be of magnitude"),
+    "no criterion": (["-d", "{data}", "--criteria", ""], "--criteria: must name one at least"),
     "granularity": (["-d", "{data}", "--granularity", "heads"], "--granularity: must be of layer"),
     "two rules": (["-d", "{data}", "--ratio", "0.5", "--threshold", "0.5"], "cannot be given"),
     "budget": (["-d", "{data}", "--budget", "flops=2"], "flops=SHARE"),

@@ -41,15 +41,16 @@ def importance(
     data: Data_ = None,
     task: Task_ = None,
     criteria: Annotated[
-        str, typer.Option("--criteria", help="Names, with commas between; default: all.")
-    ] = "",
+        str | None, typer.Option("--criteria", help="Names, with commas between; default: all.")
+    ] = None,
     granularity: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--granularity",
-            help="Of layer, head, group, ffn, hidden, channel (default), row, column, weight.",
+            help="Of layer, head, group, ffn, hidden, channel, row, column, weight; default: "
+            "those of the first six that the model has.",
         ),
-    ] = "",
+    ] = None,
     examples: Annotated[
         int, typer.Option("--examples", min=1, help="Training feeds that are looked at.")
     ] = 128,
@@ -100,8 +101,8 @@ def importance(
             model,
             data=data,
             task=task,
-            criteria=_names(criteria),
-            granularities=_names(granularity),
+            criteria=_names("--criteria", criteria),
+            granularities=_names("--granularity", granularity),
             examples=examples,
             ablate=ablate,
             damping=damping,
@@ -121,8 +122,15 @@ def importance(
             print_importance(found, Console())
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _names(option: str, text: str | None) -> list[str]:
+    if text is None:
+        return []
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(
+            option, "must name one at least", got=repr(text), remedy="or leave it out for all."
+        )
+    return names
 
 
 def _selection(
