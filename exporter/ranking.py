@@ -115,7 +115,16 @@ def importance(
     splits = read_splits(context, str(data), columns, ())
     prepared = prepare(context, splits.train, max(examples, DOCUMENTS))
     work = Weighing(context, prepared, chosen, examples, damping)
-    proxies = work.proxies(kinds)
+    try:
+        proxies = work.proxies(kinds)
+    except DataError as error:
+        if criteria or not error.place.endswith(": Hessian"):
+            raise
+        # Nobody asked for the one that needs most data; whoever does is told what it lacks.
+        context.progress.note(f"obs is left out. {error}")
+        chosen = tuple(name for name in chosen if name != "obs")
+        work = Weighing(context, prepared, chosen, examples, damping)
+        proxies = work.proxies(kinds)
     if not proxies["kinds"]:
         raise ModelError(
             source.location,

@@ -164,3 +164,17 @@ def test_correlation_is_of_ranks() -> None:
     assert correlation([4, 3, 2, None, 1], [0, 0.1, 0.2, 9, 0.3]) == -1
     assert correlation([1, 2, 3], [1, 2, 3]) is None, "three say nothing"
     assert correlation([1, 1, 1, 1], [1, 2, 3, 4]) is None
+
+
+def test_what_nobody_asked_for_and_lacks_data_is_left_out(work: dict[str, Path]) -> None:
+    found = exporter.importance(
+        work["bert"],
+        data=work["data"],
+        granularities=["ffn"],
+        examples=1,
+        ablate=0,
+        cache=work["cache"],
+    )
+    (ffn,) = found.kinds
+    assert "obs" not in ffn.importance
+    assert ffn.importance.keys() >= {"magnitude", "wanda", "taylor", "fisher"}
