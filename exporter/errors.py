@@ -5,6 +5,7 @@ ExporterError             4  the tool itself failed
 │   ├── ProfileError         a target profile or a recipe
 │   ├── ModelError           a checkpoint, a module or an .onnx file
 │   ├── DataError            examples, columns, labels, splits
+│   │   └── TooFewPositions  too little data for a Hessian
 │   ├── OutputError          the place the result should go to
 │   ├── ArtifactError        a finished artifact that cannot be read or trusted
 │   ├── DeviceMissing        a device that cannot be used here, and what would make it usable
@@ -73,6 +74,10 @@ class ModelError(InputError):
 
 class DataError(InputError):
     """Data, columns, labels or splits cannot be used."""
+
+
+class TooFewPositions(DataError):
+    """Data says too little for a matrix that has to be inverted."""
 
 
 class OutputError(InputError):

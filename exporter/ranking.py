@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.cache import Cache, default_cache_directory
-from exporter.errors import DataError, InputError, ModelError
+from exporter.errors import DataError, InputError, ModelError, TooFewPositions
 from exporter.models.source import resolve_source
 from exporter.models.tasks import get_task
 from exporter.pipeline import read_splits
@@ -117,8 +117,8 @@ def importance(
     work = Weighing(context, prepared, chosen, examples, damping)
     try:
         proxies = work.proxies(kinds)
-    except DataError as error:
-        if criteria or not error.place.endswith(": Hessian"):
+    except TooFewPositions as error:
+        if criteria:
             raise
         # Nobody asked for the one that needs most data; whoever does is told what it lacks.
         context.progress.note(f"obs is left out. {error}")

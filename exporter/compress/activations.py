@@ -21,6 +21,17 @@ Observer = Callable[[Tensor, Tensor], None]
 
 
 @dataclass
+class Energy:
+    """Sum of squares of each input feature, (in,) float64."""
+
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def __call__(self, entered: Tensor, left: Tensor) -> None:
+        """Add the rows that a layer took in; an `Observer`."""
+        self.total = self.total + entered.double().square().sum(0)
+
+
+@dataclass
 class Moments:
     """Sums over the positions of a layer's input; they grow with the layer, not with the data.
 

@@ -48,28 +48,28 @@ def rank_layers(
     units = structure_units(module, structure, "layer")
     left = [i for i in range(structure.layers) if i not in structure.pinned]
     scores = np.ones(structure.layers)
-    greedy = gone * len(left) <= MOST_RUNS
-    steps = gone if greedy else 1
+    rounds = gone if gone * len(left) <= MOST_RUNS else 0
     out: list[int] = []
     least = 0.0
-    with progress.stage("leave out layers", steps + 1) as bar:
-        for step in range(steps + 1):
-            last = step == steps
-            if last and not (greedy and gone):
-                break
-            sets = [[*out, i] for i in left]
-            masks = [partial(_without, module, [units[j] for j in some]) for some in sets]
-            moved = divergences(module, task, examples, batch_size, masks, most=BATCHES)
-            # Further out than what went before, also where a layer did harm.
-            found = [max(v, least) if math.isfinite(v) else math.inf for v in moved]
-            if last or not greedy:
-                for i, value in zip(left, found, strict=True):
-                    scores[i] = value * (1 + 1e-6) + 1e-12 if last else value
-            else:
-                best = int(np.argmin(found))
-                least = scores[left[best]] = found[best]
-                out.append(left.pop(best))
+
+    def found() -> list[float]:
+        """Where the answers are without each that is left, further than with only `out` gone."""
+        sets = [[*out, i] for i in left]
+        masks = [partial(_without, module, [units[j] for j in some]) for some in sets]
+        moved = divergences(module, task, examples, batch_size, masks, most=BATCHES)
+        # Not nearer, also where a layer did harm.
+        return [max(v, least) if math.isfinite(v) else math.inf for v in moved]
+
+    with progress.stage("leave out layers", rounds + 1) as bar:
+        for _ in range(rounds):
+            without = found()
+            which = int(np.argmin(without))
+            least = scores[left[which]] = without[which]
+            out.append(left.pop(which))
             bar.advance()
+        for i, value in zip(left, found(), strict=True):
+            scores[i] = value * (1 + 1e-6) + 1e-12  # above what went, also at equal distance
+        bar.advance()
     finite = scores[np.isfinite(scores)]
     scores[~np.isfinite(scores)] = 2 * finite.max(initial=1.0)
     scores[list(structure.pinned)] = scores.max(initial=1.0)

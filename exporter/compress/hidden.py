@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exporter.compress.activations import watch
+from exporter.compress.activations import Energy, watch
 from exporter.compress.masking import masked
 from exporter.compress.structure import (
     Structure,
@@ -89,7 +88,7 @@ def score_hidden(
         turned = is_transposed(part)
         linear = isinstance(part, nn.Linear) or turned
         if linear and int(not turned) in axes.get(f"{name}.weight", ()):
-            readers[part] = _Energy()
+            readers[part] = Energy()
     watch(module, examples, batch_size, readers, progress)
     total = torch.zeros(structure.hidden, dtype=torch.float64)
     for part, energy in readers.items():
@@ -98,16 +97,6 @@ def score_hidden(
         if float(carried.sum()) > 0:
             total = total + carried / carried.sum()
     return (total / total.max().clamp(min=torch.finfo(torch.float64).tiny)).numpy()
-
-
-@dataclass
-class _Energy:
-    """Sum of squares of each input feature, (in,) float64."""
-
-    total: Tensor = field(default_factory=lambda: torch.zeros(()))
-
-    def __call__(self, entered: Tensor, left: Tensor) -> None:
-        self.total = self.total + entered.double().square().sum(0)
 
 
 def cut_hidden(

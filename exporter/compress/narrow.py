@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exporter.compress.activations import own_order, tensors, watch
+from exporter.compress.activations import Energy, own_order, tensors, watch
 from exporter.compress.channels import (
     Coupled,
     coupled_channels,
@@ -25,6 +24,7 @@ from exporter.compress.channels import (
 )
 from exporter.compress.costs import costs, going_channels, told
 from exporter.compress.divergence import divergence
+from exporter.compress.plan import best
 from exporter.compress.structure import build
 from exporter.compress.widths import CHANNEL_FAMILIES, narrower_config
 from exporter.models.examples import Examples, Train
@@ -66,7 +66,7 @@ def narrow(
     if before == after:
         return module, {}, [f"channels: {pruning.channels:g} is less than the config can say"]
     scores = score_channels(module, groups, examples, batch_size=batch_size, progress=progress)
-    kept = [_best(score, width) for score, width in zip(scores, widths, strict=True)]
+    kept = [best(score, width) for score, width in zip(scores, widths, strict=True)]
     result = remove_channels(module, smaller, groups, kept)
     stays = sum(float(score[list(some)].sum()) for score, some in zip(scores, kept, strict=True))
     removed: dict[str, Any] = {
@@ -129,7 +129,7 @@ def score_channels(
         [parts[name.rpartition(".")[0]] for name, axis in group.axes if axis == 1]
         for group in groups
     ]
-    seen = {part: _Energy() for some in readers for part in some}
+    seen = {part: Energy() for some in readers for part in some}
     watch(module, examples, batch_size, seen, progress)
     scores = []
     for group, some in zip(groups, readers, strict=True):
@@ -174,18 +174,3 @@ def _measuring(module: nn.Module) -> Iterator[None]:
         module.train(training)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-
-
-@dataclass
-class _Energy:
-    """Sum of squares of each input feature, (in,) float64."""
-
-    total: Tensor = field(default_factory=lambda: torch.zeros(()))
-
-    def __call__(self, entered: Tensor, left: Tensor) -> None:
-        self.total = self.total + entered.double().square().sum(0)
-
-
-def _best(scores: NDArray[np.float64], count: int) -> tuple[int, ...]:
-    """Indices of the `count` highest scores, ascending; earlier ones win ties."""
-    return tuple(sorted(int(i) for i in np.argsort(-scores, kind="stable")[:count]))

@@ -35,7 +35,7 @@ def plan_removal(
         ProfileError: a ratio would leave nothing.
     """
     skipped: list[str] = []
-    layers = _best(importance.layers, layers_left(structure, pruning, skipped), structure.pinned)
+    layers = best(importance.layers, layers_left(structure, pruning, skipped), structure.pinned)
     units = _units(structure, pruning, skipped)
     groups = _groups(structure, pruning, skipped)
     hidden = structure.hidden
@@ -44,11 +44,11 @@ def plan_removal(
     kept = None
     if hidden < structure.hidden:
         assert channels is not None
-        kept = _best(channels, hidden)
+        kept = best(channels, hidden)
     return Removal(
         layers,
-        tuple(_best(importance.ffn[i], units) for i in layers),
-        tuple(_best(importance.groups[i], groups) for i in layers),
+        tuple(best(importance.ffn[i], units) for i in layers),
+        tuple(best(importance.groups[i], groups) for i in layers),
         tuple(skipped),
         kept,
     )
@@ -157,7 +157,7 @@ def _kept_count(part: str, count: int, ratio: float, step: int = 1) -> int:
     return -(-(count - gone) // step) * step if gone else count
 
 
-def _best(scores: Sequence[float] | Any, count: int, pinned: Sequence[int] = ()) -> tuple[int, ...]:
+def best(scores: Sequence[float] | Any, count: int, pinned: Sequence[int] = ()) -> tuple[int, ...]:
     """Indices of the `count` highest scores, ascending; earlier ones win ties."""
     values = np.asarray(scores, np.float64).copy()
     values[list(pinned)] = np.inf

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exporter.errors import DataError, ModelError
+from exporter.errors import DataError, ModelError, TooFewPositions
 
 
 def check_weights(module: nn.Module) -> None:
@@ -89,10 +89,10 @@ def check_positions(path: str, positions: int, features: int, damping: float | N
     """Refuse a Hessian of fewer positions than it has rows, unless a damping was asked for.
 
     Raises:
-        DataError: it would be singular, and its inverse made of the damping alone.
+        TooFewPositions: it would be singular, and its inverse made of the damping alone.
     """
     if positions < features and damping is None:
-        raise DataError(
+        raise TooFewPositions(
             f"{path}: Hessian",
             f"needs at least as many positions as input features, {features:,}",
             got=f"{positions:,}",
